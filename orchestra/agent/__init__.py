@@ -1,0 +1,1 @@
+"""One node: reconcile loop, supervision, events, state on disk."""

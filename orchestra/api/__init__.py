@@ -1,0 +1,1 @@
+"""The HTTP routes: Docker Engine API, node protocol, controller; and their clients."""

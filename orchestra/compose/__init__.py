@@ -1,0 +1,1 @@
+"""Compose text to model values. Pure; every error carries file, line and key."""

@@ -1,0 +1,1 @@
+"""The cluster: store, observe loop, apply loop, events, node bootstrap over SSH."""

@@ -1,0 +1,1 @@
+"""One node's network: render (pure), apply, resolver."""

@@ -1,0 +1,1 @@
+"""Images: references, digests, content store, layers, archives, shipping."""

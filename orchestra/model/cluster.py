@@ -1,0 +1,276 @@
+"""What the controller says of the cluster: nodes, stacks, tasks, plans and progress.
+
+These are the values of the controller's HTTP API: the CLI prints them and nothing else.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+
+from attrs import field, frozen
+
+from orchestra.model.codec import tagged
+from orchestra.model.container import HealthStatus
+from orchestra.model.node import Availability, InventoryNode, NodeFacts, NodeState, TaskState
+from orchestra.model.service import Stack
+
+
+@frozen
+class NodeStatus:
+    """One row of `node ls`. `facts` None: never reached since the controller started."""
+
+    node: InventoryNode
+    state: NodeState
+    id: str = ""
+    index: int = 0
+    availability: Availability = Availability.ACTIVE
+    reason: str = ""  # why it is not ready
+    facts: NodeFacts | None = None
+    applied: int = 0  # generation
+    last_seen: float = 0.0
+
+
+@frozen
+class Task:
+    """The controller's record of one attempt to run a slot on a node; immutable but for `stop`."""
+
+    id: str
+    stack: str
+    service: str
+    slot: str  # "web.3", global: "web.<node name>"
+    number: int  # 3; global: 0
+    node: str  # node id
+    spec_hash: str  # of the service it was made from
+    revision: int  # of the stack
+    created: float
+    stop: bool = False
+    stop_reason: str = ""
+    addresses: Mapping[str, str] = field(factory=dict)  # network id -> address
+    restart_token: int = 0
+
+
+@frozen
+class TaskStatus:
+    """One row of `ps`."""
+
+    task: str
+    stack: str
+    service: str
+    slot: str
+    node: str  # name, "" while waiting
+    state: TaskState
+    desired: str  # "running", "shutdown"
+    image: str = ""
+    container: str = ""
+    container_name: str = ""
+    health: HealthStatus | None = None
+    exit_code: int | None = None
+    error: str = ""  # also why it waits
+    restarts: int = 0
+    created: float = 0.0
+    started: float = 0.0
+    finished: float = 0.0
+    ports: tuple[str, ...] = ()  # "*:8080->80/tcp"
+    addresses: Mapping[str, str] = field(factory=dict)  # network name -> address
+
+
+@frozen
+class ServiceStatus:
+    stack: str
+    service: str
+    mode: str
+    running: int
+    desired: int
+    image: str
+    ports: tuple[str, ...] = ()
+
+
+# --- plan -----------------------------------------------------------------------------------
+# Every action is an idempotent value that says why it is there; `str()` of it is the line that
+# `plan`, the confirmation, events and logs show.
+
+
+@frozen
+class Difference:
+    """One key of a service's specification that changed; old and new as short text."""
+
+    key: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} -> {self.new}"
+
+
+@tagged
+@frozen
+class CreateNetwork:
+    network: str
+    because: str
+
+    def __str__(self) -> str:
+        return f"create network {self.network}: {self.because}"
+
+
+@tagged
+@frozen
+class RemoveNetwork:
+    network: str
+    because: str
+
+    def __str__(self) -> str:
+        return f"remove network {self.network}: {self.because}"
+
+
+@tagged
+@frozen
+class CreateVolume:
+    volume: str
+    node: str  # node's name
+    because: str
+
+    def __str__(self) -> str:
+        return f"create volume {self.volume} on {self.node}: {self.because}"
+
+
+@tagged
+@frozen
+class StartTask:
+    """Start a slot on a node: `replaces` is the task id that it takes over from ("" = none)."""
+
+    stack: str
+    service: str
+    slot: str
+    number: int
+    node: str  # node id
+    node_name: str
+    because: str
+    replaces: str = ""
+    differences: tuple[Difference, ...] = ()
+
+    def __str__(self) -> str:
+        verb = "replace" if self.replaces else "start"
+        text = f"{verb} {self.slot} on {self.node_name}: {self.because}"
+        return text + "".join(f"\n    {d}" for d in self.differences)
+
+
+@tagged
+@frozen
+class StopTask:
+    task: str
+    stack: str
+    service: str
+    slot: str
+    node_name: str
+    because: str
+
+    def __str__(self) -> str:
+        return f"stop {self.slot} on {self.node_name}: {self.because}"
+
+
+@tagged
+@frozen
+class RemoveTask:
+    """Forget a task that ended; its container is removed from its node."""
+
+    task: str
+    slot: str
+    because: str
+
+    def __str__(self) -> str:
+        return f"remove ended {self.slot}: {self.because}"
+
+
+Action = CreateNetwork | RemoveNetwork | CreateVolume | StartTask | StopTask | RemoveTask
+
+
+@frozen
+class Blocked:
+    """Not possible now, and why: "no node satisfies node.labels.disk==ssd: 3 of 3 lack it"."""
+
+    slot: str
+    because: str
+
+
+@frozen
+class Waiting:
+    """Possible later: what it waits for, and until when at most (Unix time, 0 = an event)."""
+
+    slot: str
+    because: str
+    until: float = 0.0
+
+
+@frozen
+class Plan:
+    """What would happen now. `generation` is the one it was made from; applying checks it."""
+
+    generation: int
+    actions: tuple[Action, ...] = ()
+    blocked: tuple[Blocked, ...] = ()
+    waiting: tuple[Waiting, ...] = ()
+    warnings: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()  # nodes that could not be asked
+
+    @property
+    def empty(self) -> bool:
+        return not self.actions and not self.blocked and not self.waiting
+
+
+class StackPhase(enum.Enum):
+    CONVERGING = "converging"
+    CONVERGED = "converged"
+    FAILED = "failed"
+    REMOVING = "removing"
+    REMOVED = "removed"
+
+
+@frozen
+class Progress:
+    """One line of `up`'s live progress; `phase` ends the stream when not CONVERGING/REMOVING."""
+
+    time: float
+    text: str
+    phase: StackPhase = StackPhase.CONVERGING
+    slot: str = ""
+    running: int = 0
+    desired: int = 0
+    log_tail: tuple[str, ...] = ()  # last lines of the container that failed
+
+
+@frozen
+class ImageNeed:
+    """What must be done about one image of a stack before it can start."""
+
+    image: str
+    manifest: str = ""  # digest; "" = found nowhere
+    id: str = ""
+    nodes: tuple[str, ...] = ()  # nodes that already hold it
+
+
+@frozen
+class StackRecord:
+    """The desired state of a stack. `overrides` hold scale, stop and restart requests."""
+
+    stack: Stack
+    revision: int
+    updated: float
+    images: Mapping[str, ImageNeed] = field(factory=dict)  # by the service's image text
+    scale: Mapping[str, int] = field(factory=dict)
+    stopped: tuple[str, ...] = ()  # services stopped by `orchestra stop`
+    restart_tokens: Mapping[str, int] = field(factory=dict)
+    removing: bool = False
+
+
+@frozen
+class ControllerInfo:
+    cluster: str
+    cluster_id: str
+    version: str
+    protocol: int
+    role: str  # "daemon" or "session"
+    generation: int
+    nodes: int
+    heals: bool  # a daemon replaces the tasks of dead nodes; a session ends with its user
+    orphaned_generation: int = 0  # higher one found on nodes: `cluster adopt` is needed

@@ -1,0 +1,1 @@
+"""What should happen: pure functions from desired and observed state to plans."""

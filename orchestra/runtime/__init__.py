@@ -1,0 +1,1 @@
+"""One node's containers: bundle, mounts, create, start, exec, attach, logs, stop."""

@@ -1,0 +1,1 @@
+"""How a trio stream reaches an agent: ssh, unix, memory."""

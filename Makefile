@@ -1,0 +1,43 @@
+# Everything is installed into .venv; `make demo` and `make test` are all that a newcomer needs.
+# They run as root on Debian 12 and install the Debian packages that are missing.
+
+VENV    := .venv
+PY      := $(VENV)/bin/python
+ORC     := $(VENV)/bin/orchestra
+CACHE   ?= /var/cache/orchestra
+SECONDS ?= 3600
+ONLY    ?=
+
+.PHONY: demo demo-down test check bench soak install packages
+
+packages:
+	@sh tools/packages.sh
+
+$(VENV)/.installed: pyproject.toml tools/packages.sh
+	@sh tools/packages.sh
+	@test -x $(PY) || python3 -m venv $(VENV)
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@$(PY) -m compileall -q orchestra
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	@$(PY) examples/demo.py up --cache $(CACHE)
+
+demo-down: install
+	@$(PY) examples/demo.py down
+
+test: install
+	@$(PY) -m pytest -q
+
+check: install
+	@$(VENV)/bin/ruff check orchestra tests bench examples
+	@$(VENV)/bin/ruff format --check orchestra tests bench examples
+	@$(VENV)/bin/mypy orchestra
+
+bench: install
+	@ONLY=$(ONLY) $(PY) -m bench
+
+soak: install
+	@$(PY) tests/soak/soak.py --seconds $(SECONDS)

@@ -1,0 +1,254 @@
+"""The engine: `api.engine.Engine` over runtime, image store, volumes and fabric.
+
+The thin face of the package. Each method resolves what the user typed and hands over to the
+module whose idea it is: `creation`, `lifecycle`, `execs`, `plumbing`, `events`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+
+from attrs import evolve
+
+from orchestra.agent.complete import complete
+from orchestra.agent.containers import Wait
+from orchestra.agent.creation import Parts, create_container, new_id
+from orchestra.agent.execs import Execs
+from orchestra.agent.lifecycle import Lifecycle
+from orchestra.agent.names import generate
+from orchestra.agent.plumbing import WITHOUT_WIRES, Plumbing
+from orchestra.agent.top import TITLES, rows
+from orchestra.api.engine import Attachment, CreateRequest, EndpointWish, LogLine, LogOptions
+from orchestra.model.assignment import AssignedNetwork
+from orchestra.model.container import (
+    Container,
+    ContainerSpec,
+    ContainerStatus,
+    Endpoint,
+    Exec,
+    ExecSpec,
+    LocalVolume,
+)
+from orchestra.model.errors import Conflict, Invalid
+from orchestra.model.event import Event
+from orchestra.model.node import NodeFacts
+
+CONDITIONS = ("not-running", "next-exit", "removed")
+
+
+class Engine:
+    """Implements the protocol of the same name; texts of errors are those that clients match."""
+
+    def __init__(
+        self, parts: Parts, lifecycle: Lifecycle, plumbing: Plumbing, facts: NodeFacts
+    ) -> None:
+        self.facts = facts
+        self.images = parts.images
+        self._parts = parts
+        self._containers = parts.containers
+        self._runtime = parts.runtime
+        self._lifecycle = lifecycle
+        self._plumbing = plumbing
+        self._execs = Execs(parts.containers, parts.runtime, lifecycle)
+
+    # --- containers ------------------------------------------------------------------------
+
+    def containers(self) -> Sequence[Container]:
+        return [live.container for live in self._containers]
+
+    def container(self, ref: str) -> Container:
+        return self._containers.find(ref).container
+
+    async def create(self, request: CreateRequest) -> tuple[str, Sequence[str]]:
+        image = self.images.get(request.spec.image)
+        container_id = new_id()
+        name = request.name.removeprefix("/") or generate(self._containers.names)
+        spec = complete(request, image)
+        mode, endpoints = self._networks(request)
+        spec = evolve(spec, network_mode=mode, endpoints=endpoints)
+        await create_container(self._parts, container_id, name, spec, request=request.body)
+        return container_id, _warnings(spec)
+
+    def _networks(self, request: CreateRequest) -> tuple[str, tuple[Endpoint, ...]]:
+        mode = request.spec.network_mode
+        if mode in ("", "default"):
+            mode = "bridge"
+        if mode.startswith("container:"):
+            other = self._containers.find(mode.removeprefix("container:"))
+            return f"container:{other.id}", ()
+        if mode in WITHOUT_WIRES:
+            return mode, ()
+        wishes = {("bridge" if n == "default" else n): w for n, w in request.networks.items()}
+        # The mode's network comes first: it is eth0.
+        names = dict.fromkeys((mode, *wishes))
+        endpoints = {}
+        for name in names:
+            net = self._plumbing.find(name)
+            wish = wishes.get(name, EndpointWish())
+            endpoints.setdefault(
+                net.id, Endpoint(net.id, net.name, wish.address, wish.aliases, wish.mac)
+            )
+        return mode, tuple(endpoints.values())
+
+    async def start(self, ref: str) -> bool:
+        return await self._lifecycle.start(self._containers.find(ref))
+
+    async def stop(self, ref: str, timeout: float | None = None, signal: str = "") -> bool:
+        return await self._lifecycle.stop(self._containers.find(ref), timeout, signal)
+
+    async def restart(self, ref: str, timeout: float | None = None, signal: str = "") -> None:
+        await self._lifecycle.restart(self._containers.find(ref), timeout, signal)
+
+    async def kill(self, ref: str, signal: str = "SIGKILL") -> None:
+        await self._lifecycle.kill(self._containers.find(ref), signal)
+
+    async def pause(self, ref: str) -> None:
+        await self._lifecycle.pause(self._containers.find(ref))
+
+    async def unpause(self, ref: str) -> None:
+        await self._lifecycle.unpause(self._containers.find(ref))
+
+    async def rename(self, ref: str, name: str) -> None:
+        live = self._containers.find(ref)
+        old = live.container.name
+        self._containers.rename(live, name.removeprefix("/"))
+        self._lifecycle.tell(live, "rename", oldName=f"/{old}")
+
+    async def remove(self, ref: str, force: bool = False, volumes: bool = False) -> None:
+        await self._lifecycle.remove(self._containers.find(ref), force, volumes)
+
+    def wait(self, ref: str, condition: str) -> Wait:
+        live = self._containers.find(ref)
+        condition = condition or "not-running"
+        if condition not in CONDITIONS:
+            raise Invalid(f"invalid condition: {condition!r} (one of {', '.join(CONDITIONS)})")
+        wait = Wait(live, condition)
+        alive = live.running or live.container.status is ContainerStatus.RESTARTING
+        if condition == "not-running" and not alive:
+            wait.settle(live.container.exit_code)
+        return wait
+
+    async def attach(
+        self, ref: str, stdin: bool, stdout: bool, stderr: bool, logs: bool, stream: bool
+    ) -> Attachment:
+        live = self._containers.find(ref)
+        if live.container.status in (ContainerStatus.PAUSED, ContainerStatus.RESTARTING):
+            raise Conflict(
+                f"Container {live.id} is {live.container.status.value}, "
+                "wait until it runs before attaching"
+            )
+        attachment: Attachment = await self._runtime.attach(live.id, stdin, stdout, stderr)
+        if stream:
+            self._lifecycle.tell(live, "attach")
+        if not logs:
+            return attachment
+        # The live stream was opened first, so what is written meanwhile is in neither twice.
+        options = LogOptions(stdout, stderr, until=time.time())
+        return _Replay(self.logs(live.id, options), attachment, stream)
+
+    async def resize(self, ref: str, rows: int, columns: int) -> None:
+        live = self._containers.find(ref)
+        self._lifecycle.need_running(live)
+        await self._runtime.resize(live.id, rows, columns)
+        self._lifecycle.tell(live, "resize", height=str(rows), width=str(columns))
+
+    def logs(self, ref: str, options: LogOptions) -> AsyncIterator[LogLine]:
+        return self._logs(self._containers.find(ref).id, options)
+
+    async def _logs(self, container_id: str, options: LogOptions) -> AsyncIterator[LogLine]:
+        records = self._runtime.logs(
+            container_id,
+            stdout=options.stdout,
+            stderr=options.stderr,
+            follow=options.follow,
+            since=options.since,
+            until=options.until,
+            tail=options.tail,
+        )
+        async for record in records:
+            yield LogLine(record.stream, record.time_ns, record.data)
+
+    async def top(self, ref: str) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+        live = self._containers.find(ref)
+        self._lifecycle.need_running(live)
+        self._lifecycle.tell(live, "top")
+        return TITLES, rows(self._runtime.pids(live.id))
+
+    # --- exec ------------------------------------------------------------------------------
+
+    async def exec_create(self, ref: str, spec: ExecSpec) -> str:
+        return self._execs.create(ref, spec)
+
+    async def exec_start(self, exec_id: str, detach: bool, tty: bool) -> Attachment | None:
+        return await self._execs.start(exec_id, detach)
+
+    def exec_inspect(self, exec_id: str) -> Exec:
+        return self._execs.inspect(exec_id)
+
+    async def exec_resize(self, exec_id: str, rows: int, columns: int) -> None:
+        await self._execs.resize(exec_id, rows, columns)
+
+    # --- events, volumes, networks ---------------------------------------------------------
+
+    def events(self, since: float = 0.0, until: float = 0.0) -> AsyncIterator[Event]:
+        return self._parts.events.read(since, until)
+
+    def volumes(self) -> Sequence[LocalVolume]:
+        return self._parts.volumes.list()
+
+    async def volume_create(
+        self, name: str, labels: Mapping[str, str], options: Mapping[str, str]
+    ) -> LocalVolume:
+        anonymous = not name
+        before = {v.name for v in self._parts.volumes.list()}
+        volume = self._parts.volumes.create(name or new_id(), labels, options, anonymous=anonymous)
+        if volume.name not in before:
+            self._parts.events.publish("volume", "create", volume.name, {"driver": "local"})
+        return volume
+
+    def volume(self, name: str) -> LocalVolume:
+        return self._parts.volumes.get(name)
+
+    async def volume_remove(self, name: str, force: bool = False) -> None:
+        users = [live.id for live in self._containers if name in live.container.volumes.values()]
+        if users:
+            raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
+        self._parts.volumes.remove(name)
+        self._parts.events.publish("volume", "destroy", name, {"driver": "local"})
+
+    def networks(self) -> Sequence[AssignedNetwork]:
+        return self._plumbing.networks()
+
+
+class _Replay:
+    """An attachment that gives the log first, then (where `stream`) what comes live."""
+
+    def __init__(
+        self, lines: AsyncIterator[LogLine], attachment: Attachment, stream: bool
+    ) -> None:
+        self._lines = lines
+        self._attachment = attachment
+        self._stream = stream
+
+    async def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        async for line in self._lines:
+            yield line.stream, line.data
+        if self._stream:
+            async for chunk in self._attachment.output():
+                yield chunk
+
+    async def write(self, data: bytes) -> None:
+        await self._attachment.write(data)
+
+    async def close_stdin(self) -> None:
+        await self._attachment.close_stdin()
+
+    async def aclose(self) -> None:
+        await self._attachment.aclose()
+
+
+def _warnings(spec: ContainerSpec) -> Sequence[str]:
+    if spec.network_mode == "host" and spec.ports:
+        return ("Published ports are discarded when using host network mode",)
+    return ()

@@ -1,0 +1,284 @@
+"""The node's fabric kept in step with assignment and containers, and the wires of each container.
+
+A container's start takes the quick way: its wires are made at once (`wire`), while everything that
+others need to know of it (names, services, ports) follows in one coalesced `Fabric.apply` right
+after. The whole state is applied again every 30 s, which repairs what somebody else changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+from collections.abc import Callable, Sequence
+
+import trio
+from attrs import evolve
+
+from orchestra.agent import network
+from orchestra.agent.containers import Containers, Live
+from orchestra.agent.etc import ResolvConf, parse_resolv_conf
+from orchestra.fabric.fabric import Fabric
+from orchestra.model.assignment import AssignedNetwork, Assignment
+from orchestra.model.container import Container, ContainerSpec, ContainerStatus, Endpoint
+from orchestra.model.errors import Conflict, Failed, Invalid, NotFound
+from orchestra.model.fabric import FabricNetwork
+from orchestra.model.service import Port
+
+log = logging.getLogger(__name__)
+
+COALESCE = 0.03  # seconds that a change waits for others, unless somebody waits for it
+REPAIR = 30.0
+EPHEMERAL = range(49153, 65535)
+WITHOUT_WIRES = ("host", "none")
+
+
+class Plumbing:
+    """`problems` are the last application's; `applied` the generation that is in the kernel."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        containers: Containers,
+        assignment: Assignment,
+        reported: Callable[[], None],
+    ) -> None:
+        self._fabric = fabric
+        self._containers = containers
+        self._reported = reported
+        self._wanted = 0  # counts changes
+        self._done = 0  # ... and those that are in the kernel
+        self._wake = trio.Event()
+        self._hurry = trio.Event()
+        self._settled = trio.Condition()
+        self._last_address: dict[str, str] = {}
+        self.problems: tuple[str, ...] = ()
+        self.applied = 0
+        self.assignment = assignment
+        self.assign(assignment)
+
+    # --- the whole -------------------------------------------------------------------------
+
+    def assign(self, assignment: Assignment) -> None:
+        """Take a new assignment; it is applied soon."""
+        self.assignment = assignment
+        self._base = network.base_state(assignment)
+        self.changed()
+        self._hurry.set()
+
+    def changed(self) -> None:
+        """Tell that containers changed: their names, services and ports follow soon."""
+        self._wanted += 1
+        self._wake.set()
+
+    async def settle(self) -> None:
+        """Wait until everything that is known now has been applied once."""
+        self.changed()
+        wanted = self._wanted
+        self._hurry.set()
+        async with self._settled:
+            while self._done < wanted:
+                await self._settled.wait()
+
+    async def run(self) -> None:
+        """Apply on change and every 30 s, for ever."""
+        while True:
+            with trio.move_on_after(REPAIR):
+                await self._wake.wait()
+            with trio.move_on_after(COALESCE):
+                await self._hurry.wait()
+            self._wake, self._hurry = trio.Event(), trio.Event()
+            await self._apply()
+
+    async def _apply(self) -> None:
+        wanted = self._wanted
+        state = network.fabric_state(
+            self._base, self.assignment, self._wired(), host_resolvers().nameservers
+        )
+        before = (self.applied, self.problems)
+        try:
+            self.problems = tuple(await self._fabric.apply(state))
+            self.applied = state.generation
+        except Exception as error:
+            # Whatever the kernel refused: the containers go on, the next round tries again.
+            log.exception("cannot apply the network of generation %d", state.generation)
+            self.problems = (f"network: {error}",)
+        async with self._settled:
+            self._done = wanted
+            self._settled.notify_all()
+        if before != (self.applied, self.problems):
+            self._reported()
+
+    def _wired(self) -> list[network.Wired]:
+        return [
+            network.Wired(live.container, live.wires)
+            for live in self._containers
+            if live.wires is not None
+        ]
+
+    # --- networks --------------------------------------------------------------------------
+
+    def networks(self) -> Sequence[AssignedNetwork]:
+        """Return the node's networks: its own three, then the cluster's."""
+        own = self._base.networks[0]
+        return (
+            AssignedNetwork(own.id, own.name, own.subnet, own.gateway),
+            *(AssignedNetwork(network.local_id(n), n, "", "") for n in WITHOUT_WIRES),
+            *self.assignment.networks,
+        )
+
+    def find(self, ref: str) -> FabricNetwork:
+        """Resolve a network by id or name; NotFound."""
+        ref = network.BRIDGE if ref == "default" else ref
+        for candidate in self._base.networks:
+            if ref in (candidate.id, candidate.name):
+                return candidate
+        raise NotFound(f"network {ref} not found")
+
+    @property
+    def node_address(self) -> str:
+        return network.node_address(self.assignment.cluster)
+
+    # --- one container ---------------------------------------------------------------------
+
+    def place(self, container: Container) -> ContainerSpec:
+        """Choose what is left to the node: addresses, and ports that were asked for without one.
+
+        Raises Conflict for an address or port that somebody else has, Invalid for one that is
+        not in its network.
+        """
+        if container.task:
+            return container.spec
+        spec = container.spec
+        used = self._used_addresses(container.id)
+        endpoints = tuple(self._address(container, e, used) for e in spec.endpoints)
+        return evolve(spec, endpoints=endpoints, ports=self._ports(container))
+
+    async def wire(self, live: Live, spec: ContainerSpec) -> int | None:
+        """Make a container's network namespace with its wires; the caller closes the descriptor.
+
+        None: the host's own network. Published ports answer when this returns; Failed names the
+        one that is in use.
+        """
+        mode = spec.network_mode
+        if mode == "host":
+            return None
+        if mode.startswith("container:"):
+            return self._share(mode.removeprefix("container:"))
+        wired = network.Wired(live.container, spec.endpoints)
+        fd = await self._fabric.attach(live.id, network.fabric_endpoints(wired), self._base)
+        live.wires = spec.endpoints
+        try:
+            if spec.ports and not live.container.task:
+                await self.settle()
+                self._check_published(live.container, spec.ports)
+            else:
+                self.changed()
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    async def unwire(self, live: Live) -> None:
+        """Take a container's wires away; its addresses may be used again."""
+        if live.wires is None:
+            return
+        wires, live.wires = live.wires, None
+        if wires:
+            await self._fabric.detach(live.id)
+        self.changed()
+
+    def restore(self, live: Live) -> None:
+        """Take over the wires of a container that ran while the agent was away."""
+        spec = live.container.spec
+        if spec.network_mode != "host" and not spec.network_mode.startswith("container:"):
+            live.wires = spec.endpoints
+
+    def _share(self, ref: str) -> int:
+        other = self._containers.find(ref).container
+        if other.status is not ContainerStatus.RUNNING:
+            raise Conflict(f"cannot join network of a non running container: {other.id}")
+        return os.open(f"/proc/{other.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    def _used_addresses(self, but: str) -> set[str]:
+        """Return the addresses of containers that run, or come back by themselves."""
+        held = (
+            live.wires
+            if live.wires is not None
+            else live.container.spec.endpoints
+            if live.container.status is ContainerStatus.RESTARTING
+            else ()
+            for live in self._containers
+            if live.id != but
+        )
+        return {e.address for endpoints in held for e in endpoints if e.address}
+
+    def _address(self, container: Container, endpoint: Endpoint, used: set[str]) -> Endpoint:
+        net = self.find(endpoint.network)
+        wished = _wished_address(container, endpoint.network_name)
+        if wished:
+            if not network.within(wished, net.subnet):
+                raise Invalid(
+                    f"invalid address {wished}: it does not belong to the subnet {net.subnet} of "
+                    f"network {net.name}"
+                )
+            if wished in used:
+                raise Conflict(f"Address already in use: {wished} in network {net.name}")
+            return evolve(endpoint, address=wished)
+        held = endpoint.address
+        if held and held not in used and network.within(held, net.block):
+            return endpoint
+        address = network.free_address(net, used, self._last_address.get(net.id, ""))
+        if address is None:
+            raise Failed(
+                f"no free address for {container.name} in network {net.name} on this node "
+                f"(block {net.block or 'none'}): remove containers, or use another network"
+            )
+        self._last_address[net.id] = address
+        return evolve(endpoint, address=address)
+
+    def _ports(self, container: Container) -> tuple[Port, ...]:
+        taken = {
+            (p.protocol, p.published): live.container.name
+            for live in self._containers
+            if live.wires and live.id != container.id and not live.container.task
+            for p in live.container.spec.ports
+        } | {(p.protocol, p.port): p.service for p in self.assignment.published}
+        ports = []
+        for port in container.spec.ports:
+            if not port.published:
+                port = evolve(port, published=_free_port(port.protocol, taken))
+            elif holder := taken.get((port.protocol, port.published)):
+                raise Conflict(
+                    f"Bind for {port.host_ip or '0.0.0.0'}:{port.published} failed: port is "
+                    f"already allocated (by {holder})"
+                )
+            ports.append(port)
+        return tuple(ports)
+
+    def _check_published(self, container: Container, ports: Sequence[Port]) -> None:
+        label = f"container {container.name}"
+        if found := [p for p in self.problems if label in p]:
+            raise Conflict("; ".join(found))
+
+
+def host_resolvers() -> ResolvConf:
+    """Return the host's resolv.conf; an unreadable one counts as empty."""
+    try:
+        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+            return parse_resolv_conf(file.read())
+    except OSError:
+        return ResolvConf()
+
+
+def _free_port(protocol: str, taken: dict[tuple[str, int | None], str]) -> int:
+    free = [p for p in EPHEMERAL if (protocol, p) not in taken]
+    port = random.choice(free)
+    taken[protocol, port] = "this container"
+    return port
+
+
+def _wished_address(container: Container, network_name: str) -> str:
+    networking = container.request.get("NetworkingConfig") or {}
+    config = (networking.get("EndpointsConfig") or {}).get(network_name) or {}
+    return str((config.get("IPAMConfig") or {}).get("IPv4Address") or "")

@@ -1,0 +1,123 @@
+"""Does a document have the shape of a compose file? Our JSON Schema says so; this words the errors.
+
+The schema (`schemas/compose.json`, draft 7) is one file for editors and for us. Each service is
+checked on its own, so that one bad service costs a search for words only there. Every violation is
+reported, an unknown key with the key that was probably meant.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.resources
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from jsonschema import Draft7Validator
+from jsonschema.exceptions import ValidationError
+
+from orchestra.compose.errors import Problems
+from orchestra.compose.tree import Map, Path
+
+_WORDS = {
+    "object": "a mapping",
+    "array": "a list",
+    "string": "a string",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "null": "empty",
+}
+
+
+@functools.cache
+def schema() -> dict[str, Any]:
+    """Our JSON Schema of a compose file."""
+    text = importlib.resources.files("orchestra.compose").joinpath("schema.json").read_text("utf-8")
+    data: dict[str, Any] = json.loads(text)
+    return data
+
+
+@functools.cache
+def _validator() -> Draft7Validator:
+    return Draft7Validator(schema())
+
+
+def validate(tree: Map, problems: Problems) -> None:
+    """Add every violation of the schema in `tree` to `problems`."""
+    for error in _validator().iter_errors(tree):
+        for path, message in _explain(error, tuple(error.absolute_path)):
+            problems.on(tree, path, message)
+
+
+def _explain(error: ValidationError, path: Path) -> Iterable[tuple[Path, str]]:
+    """The words for one violation, each with the path it is about."""
+    kind, instance = error.validator, error.instance
+    rule: Any = error.validator_value
+    if kind in ("oneOf", "anyOf"):
+        yield from _explain_choice(error, path)
+    elif kind == "additionalProperties" and isinstance(error.schema, dict):
+        known = error.schema.get("properties", {})
+        for key in instance:
+            if key not in known and not key.startswith("x-"):
+                yield (*path, key), f"unknown key{_meant(key, known)}"
+    elif kind == "required":
+        for key in rule:
+            if key not in instance:
+                yield path, f"{key!r} is missing"
+                break
+    elif kind == "type":
+        kinds = [rule] if isinstance(rule, str) else list(rule)
+        yield path, f"must be {_either(_WORDS[k] for k in kinds)}, not {_kind(instance)}"
+    elif kind == "enum":
+        yield path, f"must be {_either(map(str, rule))}, not {instance!r}"
+    elif kind == "pattern":
+        yield path, f"{instance!r} does not match {rule}"
+    elif kind in ("minimum", "maximum"):
+        yield path, f"must be at {'least' if kind == 'minimum' else 'most'} {rule}, not {instance}"
+    else:
+        yield path, error.message
+
+
+def _explain_choice(error: ValidationError, path: Path) -> Iterable[tuple[Path, str]]:
+    """Of a choice of forms, explain the one whose kind was written."""
+    branches: dict[int, list[ValidationError]] = {}
+    for inner in error.context or ():
+        branches.setdefault(int(inner.relative_schema_path[0]), []).append(inner)
+    for inners in branches.values():
+        # A form is meant when the value itself has its type: what is wrong lies further in.
+        if not any(e.validator == "type" and not e.relative_path for e in inners):
+            for inner in inners:
+                yield from _explain(inner, (*path, *inner.relative_path))
+            return
+    kinds: list[str] = []
+    for inners in branches.values():
+        for inner in inners:
+            if inner.validator == "type" and not inner.relative_path:
+                rule: Any = inner.validator_value
+                kinds += [rule] if isinstance(rule, str) else list(rule)
+    forms = _either(_WORDS[k] for k in dict.fromkeys(kinds))
+    yield path, f"must be {forms}, not {_kind(error.instance)}"
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "empty"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    return f"the string {value!r}" if isinstance(value, str) else f"the number {value}"
+
+
+def _either(words: Iterable[str]) -> str:
+    *most, last = words
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def _meant(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1)
+    return f'; did you mean "{near[0]}"?' if near else ""

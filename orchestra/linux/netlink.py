@@ -272,19 +272,17 @@ def new_veth(
     peer_namespace: int,
     *,
     index: int = 0,
-    peer_mtu: int = 0,
-    peer_up: bool = False,
 ) -> Request:
-    """Make a pair, its first side up here, its peer in `peer_namespace` (a descriptor).
+    """Make a pair, its first side up here, its peer down in `peer_namespace` (a descriptor).
 
     `index` numbers both sides (0: the kernel chooses); the number must be free in both
     namespaces (EBUSY). It lets one batch create a device and the routes that name it.
     """
     peer = (
-        _ifinfo(index, _IFF_UP if peer_up else 0, _IFF_UP if peer_up else 0)
+        _ifinfo(index)
         + _attribute(3, _text(veth.peer))
         + _attribute(1, _mac_bytes(veth.peer_mac))
-        + _attribute(4, struct.pack("=I", peer_mtu or veth.mtu))
+        + _attribute(4, struct.pack("=I", veth.mtu))
         + _attribute(28, struct.pack("=I", peer_namespace))
     )
     payload = (

@@ -48,10 +48,14 @@ def canonical(tree: Map, folder: Folder, problems: Problems) -> Map:
             continue
         result[section] = Map({}, items.places)
         for name, value in items.items():
+            if section != "services" and name.startswith("x-"):
+                continue
             path, place = (section, name), items.places[name]
             value = _apply(value or Map(), rules, folder, problems, path, place)
             if section != "services":
                 _relocate_external(value, path, place, problems)
+            if section == "volumes":
+                _locate_device(value, folder)
             result[section][name] = value
     return result
 
@@ -68,6 +72,13 @@ def _relocate_external(value: Map, path: Path, place: Place, problems: Problems)
         value["name"] = external["name"]
         value.places.setdefault("name", place)
     value["external"] = True
+
+
+def _locate_device(value: Map, folder: Folder) -> None:
+    """A local volume made with `o: bind` is a bind mount: its device is a path."""
+    options = value.get("driver_opts") or {}
+    if "bind" in options.get("o", "").split(",") and options.get("device"):
+        options["device"] = folder.resolve(options["device"])
 
 
 def _apply(
@@ -144,11 +155,7 @@ def _each(value: Seq, parse: Callable[[Any], list[Any]]) -> Seq:
 
 
 def _list(value: Any, folder: Folder) -> Seq:
-    return value if isinstance(value, Seq) else Seq([value])
-
-
-def _text(value: Any, folder: Folder) -> str:
-    return spell(value)
+    return value if isinstance(value, Seq) else Seq([value] if value else [])
 
 
 def _texts(value: Seq, folder: Folder) -> Seq:
@@ -222,6 +229,11 @@ def split_words(text: str) -> list[str]:
     return words if current is None else [*words, current]
 
 
+def _number(value: Any, folder: Folder) -> float | int:
+    number = float(value)
+    return int(number) if number.is_integer() else number
+
+
 def _duration(value: Any, folder: Folder) -> str:
     return spell_duration(duration(value))
 
@@ -248,6 +260,8 @@ def _ports(value: Seq, folder: Folder) -> Seq:
         result = Map(entry, entry.places)
         if "target" not in entry:
             raise ValueError("'target' is missing")
+        result.setdefault("mode", "ingress")
+        result.setdefault("protocol", "tcp")
         if "published" in entry:
             result["published"] = spell(entry["published"])
             short.port(f"{result['published']}:1" if result["published"] else "1")
@@ -362,6 +376,8 @@ def _device_requests(value: Seq, folder: Folder) -> Seq:
             entry["count"] = -1 if count == "all" else int(count)
         if "count" in entry and "device_ids" in entry:
             raise ValueError("count and device_ids exclude each other")
+        if "count" not in entry and "device_ids" not in entry:
+            entry["count"] = -1
         if "options" in entry:
             entry["options"] = _labels(entry["options"], folder)
         return [entry]
@@ -404,7 +420,7 @@ def _rates(value: Seq, folder: Folder) -> Seq:
 
 
 _HOOK = {"command": _command, "environment": _pairs}
-_RESOURCES = {"cpus": _text, "memory": _bytes, "devices": _device_requests}
+_RESOURCES = {"cpus": _number, "memory": _bytes, "devices": _device_requests}
 _UPDATE = {"delay": _duration, "monitor": _duration}
 _BUILD: dict[str, Any] = {
     "context": _context,
@@ -431,6 +447,7 @@ _SERVICE: dict[str, Any] = {
     "build": _BUILD,
     "command": _command,
     "configs": _files,
+    "cpus": _number,
     "cpu_rt_period": lambda v, f: v if isinstance(v, int) else round(duration(v) * 1e6),
     "cpu_rt_runtime": lambda v, f: v if isinstance(v, int) else round(duration(v) * 1e6),
     "depends_on": _depends_on,

@@ -1,7 +1,7 @@
 """Does a project fit together? What no schema can say: references, cycles, contradictions.
 
-Every check adds to the problems and goes on. Rules: orchestration.md 6.2 lists what Docker Compose
-refuses; the last ones are our own (replicas that cannot all have one host port or one name).
+Every check adds to the problems and goes on. `check` refuses what Docker Compose refuses too;
+`check_published` is the cluster's own rule.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from collections.abc import Iterable, Mapping
 
 from orchestra.compose.errors import Problems
 from orchestra.compose.merge import port_key
-from orchestra.compose.tree import Map, Path, Place
+from orchestra.compose.tree import Map, Path
 
 
 def check(tree: Map, disabled: Map, problems: Problems) -> None:
     """Check the normalised project; `disabled` are the services that profiles leave out."""
     services: Map = tree["services"]
-    if not services and not disabled:
-        problems.at(tree.places.get("services") or _somewhere(tree), (), "no services")
     for name, service in services.items():
         path: Path = ("services", name)
         _check_image(tree, service, path, problems)
@@ -28,14 +26,9 @@ def check(tree: Map, disabled: Map, problems: Problems) -> None:
         _check_contradictions(tree, service, path, problems)
         _check_ports(tree, service, path, problems)
     _check_cycles(tree, services, problems)
-    _check_host_ports(tree, services, problems)
     for section in ("networks", "volumes", "configs", "secrets"):
         for name, value in tree[section].items():
             _check_resource(tree, section, name, value, problems)
-
-
-def _somewhere(tree: Map) -> Place:
-    return next(iter(tree.places.values()), Place())
 
 
 def replicas(service: Mapping[str, object]) -> int:
@@ -54,12 +47,17 @@ def _check_image(tree: Map, service: Map, path: Path, problems: Problems) -> Non
 def _check_references(tree: Map, service: Map, path: Path, problems: Problems) -> None:
     def refer(section: str, key: str, wanted: Iterable[str | None]) -> None:
         for index, name in enumerate(wanted):
-            if name and name not in tree[section]:
-                at = (*path, key, name if key == "networks" else index)
+            if name and name not in (tree.get(section) or ()):
+                at = (*path, key, name if key in ("networks", "models") else index)
                 kind = section.removesuffix("s")
-                problems.on(tree, at, f"{kind} {name!r} is not defined{_near(name, tree[section])}")
+                problems.on(
+                    tree,
+                    at,
+                    f"{kind} {name!r} is not defined{_near(name, tree.get(section) or ())}",
+                )
 
     refer("networks", "networks", service.get("networks") or ())
+    refer("models", "models", service.get("models") or ())
     refer(
         "volumes",
         "volumes",
@@ -163,13 +161,13 @@ def _check_ports(tree: Map, service: Map, path: Path, problems: Problems) -> Non
                 problems.on(tree, at, f"host_ip {address!r} is no address")
 
 
-def _check_host_ports(tree: Map, services: Map, problems: Problems) -> None:
+def check_published(tree: Map, problems: Problems) -> None:
     """A port that every node answers has one owner.
 
     Two services with `mode: host` may share a number: the scheduler keeps them on different nodes.
     """
     owners: dict[tuple[str, str], list[tuple[str, str, bool]]] = {}
-    for name, service in services.items():
+    for name, service in tree["services"].items():
         for index, port in enumerate(service.get("ports") or ()):
             address, published, _, protocol = port_key(port)
             if not published or "-" in published:
@@ -193,9 +191,8 @@ def _check_host_ports(tree: Map, services: Map, problems: Problems) -> None:
 def _check_resource(tree: Map, section: str, name: str, value: Map, problems: Problems) -> None:
     path = (section, name)
     if value.get("external"):
-        allowed = {"external", "name"}
-        for key in value:
-            if key not in allowed and not key.startswith("x-"):
+        for key in ("driver", "driver_opts", "labels") if section == "volumes" else ():
+            if key in value:
                 problems.on(tree, (*path, key), f"{key} and external: true exclude each other")
         return
     ways = {"configs": ("file", "content", "environment"), "secrets": ("file", "environment")}
@@ -204,5 +201,5 @@ def _check_resource(tree: Map, section: str, name: str, value: Map, problems: Pr
         words = " or ".join(ways[section])
         if len(given) > 1:
             problems.on(tree, (*path, given[1]), f"{' and '.join(given)} exclude each other")
-        elif not given and "driver" not in value:
+        elif not given:
             problems.on(tree, path, f"needs {words}, or external: true")

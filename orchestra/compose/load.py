@@ -77,6 +77,8 @@ def load(
     problems = Problems()
     loaded = _project(files, env, project_name, project_directory, profiles, read, problems)
     consistency.check(loaded.tree, loaded.disabled, problems)
+    if not loaded.tree["services"] and not loaded.disabled:
+        problems.at(Place(files[0].path if files else ""), (), "there are no services in it")
     stack = to_stack(loaded.tree, read, env, problems)
     problems.check()
     return Loaded(
@@ -129,7 +131,7 @@ def _project(
         problems.check()
     active, disabled = split_profiles(tree, profiles)
     tree["services"] = active
-    return Project(normalise(tree, name, env, read, problems), disabled)
+    return Project(normalise(tree, name, directory, env, read, problems), disabled)
 
 
 def _name(

@@ -37,13 +37,23 @@ def split_profiles(tree: Map, active: Iterable[str]) -> tuple[Map, Map]:
     return kept, left
 
 
-def normalise(tree: Map, name: str, env: Mapping[str, str], read: Read, problems: Problems) -> Map:
+def normalise(
+    tree: Map,
+    name: str,
+    directory: str,
+    env: Mapping[str, str],
+    read: Read,
+    problems: Problems,
+) -> Map:
     """Return the project with everything implied filled in."""
     result = Map(tree, tree.places)
     result["name"] = name
     services: Map = tree.get("services") or Map()
     result["services"] = Map(
-        {k: _service(v, ("services", k), env, read, problems) for k, v in services.items()},
+        {
+            k: _service(v, ("services", k), directory, env, read, problems)
+            for k, v in services.items()
+        },
         services.places,
     )
     networks: Map = tree.get("networks") or Map()
@@ -64,20 +74,28 @@ def _named(value: Map, key: str, project: str) -> Map:
 
 
 def _service(
-    service: Map, path: Path, env: Mapping[str, str], read: Read, problems: Problems
+    service: Map,
+    path: Path,
+    directory: str,
+    env: Mapping[str, str],
+    read: Read,
+    problems: Problems,
 ) -> Map:
     result = Map(service, service.places)
-    if not service.get("networks") and not service.get("network_mode"):
+    alone = service.get("network_mode") or "provider" in service
+    if not service.get("networks") and not alone:
         result["networks"] = Map({"default": None})
     if "build" in result:
         build: Map = Map(result["build"], result["build"].places)
-        build.setdefault("context", ".")
+        build.setdefault("context", directory)
         if "dockerfile_inline" not in build:
             build.setdefault("dockerfile", "Dockerfile")
         if "args" in build:
             args = {k: env.get(k) if v is None else v for k, v in build["args"].items()}
             build["args"] = Map({k: v for k, v in args.items() if v is not None})
         result["build"] = build
+    if service.get("image") and "pre_start" in result:
+        result["pre_start"] = [{"image": service["image"], **h} for h in result["pre_start"]]
     _imply_dependencies(result)
     _read_environment(result, path, env, read, problems)
     _read_label_files(result, path, env, read, problems)

@@ -53,7 +53,8 @@ def validate(tree: Map, problems: Problems) -> None:
 
 def _explain(error: ValidationError, path: Path) -> Iterable[tuple[Path, str]]:
     """The words for one violation, each with the path it is about."""
-    kind, instance = error.validator, error.instance
+    kind: Any = error.validator
+    instance: Any = error.instance
     rule: Any = error.validator_value
     if kind in ("oneOf", "anyOf"):
         yield from _explain_choice(error, path)

@@ -13,7 +13,7 @@ from typing import Any
 from attrs import evolve
 
 from orchestra.compose import short
-from orchestra.compose.consistency import replicas
+from orchestra.compose.consistency import check_published, replicas
 from orchestra.compose.errors import Problems
 from orchestra.compose.tree import Map, Path, Relative
 from orchestra.compose.units import byte_size, duration
@@ -96,6 +96,7 @@ def to_stack(
 ) -> Stack:
     """Build the stack of a consistent project. What is refused goes to `problems`."""
     builder = _Builder(tree, problems)
+    check_published(tree, problems)
     services = {
         name: service for name in tree["services"] if (service := builder.service(name)) is not None
     }
@@ -518,11 +519,15 @@ class _Builder:
         self.refuse_others(value, "top-level volume", path)
         if value.get("driver") not in (None, "", "default", "local"):
             self.refuse((*path, "driver"), f"{value['driver']!r} is not supported yet")
+        options = dict(value.get("driver_opts") or {})
+        if isinstance(options.get("device"), Relative):
+            message = "is relative to this host's folder; give the absolute path on the node"
+            self.refuse((*path, "driver_opts", "device"), message)
         return Volume(
             key=key,
             name=value["name"],
             external=bool(value.get("external")),
-            driver_opts=dict(value.get("driver_opts") or {}),
+            driver_opts=options,
             labels=dict(value.get("labels") or {}),
         )
 

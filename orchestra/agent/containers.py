@@ -165,5 +165,3 @@ class Containers:
         del self._by_id[live.id]
         self._ids.pop(live.container.name, None)
         self._changed()
-
-

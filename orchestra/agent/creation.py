@@ -26,7 +26,6 @@ from orchestra.runtime.runtime import Runtime
 from orchestra.runtime.volumes import Volumes
 
 
-
 @frozen
 class Parts:
     """What a node is made of, for those who need most of it."""
@@ -70,9 +69,7 @@ async def create_container(
     try:
         with trio.CancelScope(shield=True):
             volumes = {
-                m.target: _volume(parts, m, made)
-                for m in spec.mounts
-                if m.type is MountType.VOLUME
+                m.target: _volume(parts, m, made) for m in spec.mounts if m.type is MountType.VOLUME
             }
             paths = {target: parts.volumes.path(volume) for target, volume in volumes.items()}
             await parts.runtime.create(container_id, spec, lowers, paths)
@@ -106,8 +103,7 @@ def _check_mount(mount: Mount) -> None:
         raise Invalid(f"invalid mount path: '{mount.source}' bind source path must be absolute")
     if not mount.create_host_path and not os.path.exists(mount.source):
         raise Invalid(
-            f'invalid mount config for type "bind": bind source path does not exist: '
-            f"{mount.source}"
+            f'invalid mount config for type "bind": bind source path does not exist: {mount.source}'
         )
 
 

@@ -110,10 +110,7 @@ class Engine:
         await self._lifecycle.unpause(self._containers.find(ref))
 
     async def rename(self, ref: str, name: str) -> None:
-        live = self._containers.find(ref)
-        old = live.container.name
-        self._containers.rename(live, name.removeprefix("/"))
-        self._lifecycle.tell(live, "rename", oldName=f"/{old}")
+        self._lifecycle.rename(self._containers.find(ref), name.removeprefix("/"))
 
     async def remove(self, ref: str, force: bool = False, volumes: bool = False) -> None:
         await self._lifecycle.remove(self._containers.find(ref), force, volumes)
@@ -224,9 +221,7 @@ class Engine:
 class _Replay:
     """An attachment that gives the log first, then (where `stream`) what comes live."""
 
-    def __init__(
-        self, lines: AsyncIterator[LogLine], attachment: Attachment, stream: bool
-    ) -> None:
+    def __init__(self, lines: AsyncIterator[LogLine], attachment: Attachment, stream: bool) -> None:
         self._lines = lines
         self._attachment = attachment
         self._stream = stream

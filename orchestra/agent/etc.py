@@ -67,9 +67,7 @@ def etc_files(
     )
 
 
-def _hosts(
-    container: Container, endpoints: Sequence[Endpoint], hostname: str, node: str
-) -> str:
+def _hosts(container: Container, endpoints: Sequence[Endpoint], hostname: str, node: str) -> str:
     lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
     for entry in container.spec.extra_hosts:
         name, _, address = entry.replace("=", ":", 1).partition(":")

@@ -35,9 +35,7 @@ class _Run:
 
 
 class Execs:
-    def __init__(
-        self, containers: Containers, runtime: Runtime, lifecycle: Lifecycle
-    ) -> None:
+    def __init__(self, containers: Containers, runtime: Runtime, lifecycle: Lifecycle) -> None:
         self._containers = containers
         self._runtime = runtime
         self._lifecycle = lifecycle

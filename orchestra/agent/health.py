@@ -67,9 +67,7 @@ async def _probe(live: Live, check: Healthcheck, runtime: Runtime) -> Probe:
     return Probe(started, time.time(), code, output.decode(errors="replace"))
 
 
-async def _run(
-    container_id: str, check: Healthcheck, runtime: Runtime, output: bytearray
-) -> int:
+async def _run(container_id: str, check: Healthcheck, runtime: Runtime, output: bytearray) -> int:
     spec = ExecSpec(probe_args(check))
     process = await runtime.exec(container_id, secrets.token_hex(32), spec)
     code = TIMED_OUT

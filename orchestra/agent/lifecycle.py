@@ -338,6 +338,12 @@ class Lifecycle:
         if not live.running:
             raise Conflict(f"Container {live.id} is not running")
 
+    def rename(self, live: Live, name: str) -> None:
+        """Give a container another name. Invalid or Conflict where it cannot be."""
+        old = live.container.name
+        self._containers.rename(live, name)
+        self.tell(live, "rename", oldName=f"/{old}")
+
     # --- removal ---------------------------------------------------------------------------
 
     async def remove(self, live: Live, force: bool = False, volumes: bool = False) -> None:
@@ -392,7 +398,7 @@ class Lifecycle:
 
     # --- the agent's own start -------------------------------------------------------------
 
-    async def resume(self, *, booted: bool) -> None:
+    def resume(self, *, booted: bool) -> None:
         """Take over what the agent finds at its start.
 
         Running containers are watched again, ends that nobody saw are seen to, interrupted

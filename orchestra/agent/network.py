@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from attrs import field, frozen
 
+from orchestra.fabric.render import host_address, node_index
 from orchestra.model.assignment import (
     AssignedNetwork,
     Assignment,
@@ -66,8 +67,7 @@ def pick_range(routes: Iterable[str]) -> str:
 
 def node_address(cluster: ClusterNet) -> str:
     """Return H_n, the address under which containers reach their host."""
-    base = ipaddress.IPv4Network(cluster.range).network_address
-    return str(base + cluster.self_index)
+    return host_address(cluster, node_index(cluster))
 
 
 def bridge_network(cluster: ClusterNet) -> FabricNetwork:
@@ -193,7 +193,6 @@ def fabric_state(
         names=NameTable(
             clients=clients,
             names={n: {k: tuple(v) for k, v in t.items()} for n, t in names.items()},
-            hosts={"host.docker.internal": (node_address(base.cluster),)},
             upstream=upstream,
         ),
     )
@@ -227,9 +226,7 @@ def _name_service(table: dict[str, list[str]], service: NetworkService, live: li
             _add(table, name, [endpoint.address])
 
 
-def _name_container(
-    table: dict[str, list[str]], container: Container, endpoint: Endpoint
-) -> None:
+def _name_container(table: dict[str, list[str]], container: Container, endpoint: Endpoint) -> None:
     if container.task:
         return  # its names came with the assignment
     spec = container.spec

@@ -22,7 +22,7 @@ from orchestra.fabric.fabric import Fabric
 from orchestra.model.assignment import AssignedNetwork, Assignment
 from orchestra.model.container import Container, ContainerSpec, ContainerStatus, Endpoint
 from orchestra.model.errors import Conflict, Failed, Invalid, NotFound
-from orchestra.model.fabric import FabricNetwork
+from orchestra.model.fabric import FabricNetwork, FabricState
 from orchestra.model.service import Port
 
 log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Plumbing:
         self._wake = trio.Event()
         self._hurry = trio.Event()
         self._settled = trio.Condition()
+        self._last: FabricState | None = None  # what the kernel has
         self._last_address: dict[str, str] = {}
         self.problems: tuple[str, ...] = ()
         self.applied = 0
@@ -83,21 +84,24 @@ class Plumbing:
     async def run(self) -> None:
         """Apply on change and every 30 s, for ever."""
         while True:
-            with trio.move_on_after(REPAIR):
+            with trio.move_on_after(REPAIR) as repair:
                 await self._wake.wait()
             with trio.move_on_after(COALESCE):
                 await self._hurry.wait()
             self._wake, self._hurry = trio.Event(), trio.Event()
-            await self._apply()
+            await self._apply(repair=repair.cancelled_caught)
 
-    async def _apply(self) -> None:
+    async def _apply(self, *, repair: bool) -> None:
         wanted = self._wanted
         state = network.fabric_state(
             self._base, self.assignment, self._wired(), host_resolvers().nameservers
         )
         before = (self.applied, self.problems)
         try:
-            self.problems = tuple(await self._fabric.apply(state))
+            if repair or self.problems or state != self._last:
+                self._last = None
+                self.problems = tuple(await self._fabric.apply(state))
+                self._last = state
             self.applied = state.generation
         except Exception as error:
             # Whatever the kernel refused: the containers go on, the next round tries again.

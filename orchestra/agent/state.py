@@ -56,9 +56,7 @@ class State:
         return [from_json(Record, json.loads(text), "record") for (text,) in rows]
 
     def save(self, *records: Record) -> None:
-        rows = [
-            (r.container.id, json.dumps(to_json(r), separators=(",", ":"))) for r in records
-        ]
+        rows = [(r.container.id, json.dumps(to_json(r), separators=(",", ":"))) for r in records]
         self._commit("INSERT OR REPLACE INTO containers VALUES (?, ?)", rows)
 
     def delete(self, ids: Iterable[str]) -> None:

@@ -9,25 +9,25 @@ class PrefixedStream(trio.abc.HalfCloseableStream):
     """`stream`, preceded by `prefix`: after an upgrade the parser may hold its first bytes."""
 
     def __init__(self, stream: trio.abc.HalfCloseableStream, prefix: bytes) -> None:
-        self._stream = stream
+        self.inner = stream
         self._prefix = prefix
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if not self._prefix:
-            return bytes(await self._stream.receive_some(max_bytes))
+            return bytes(await self.inner.receive_some(max_bytes))
         await trio.lowlevel.checkpoint()
         size = len(self._prefix) if max_bytes is None else max_bytes
         data, self._prefix = self._prefix[:size], self._prefix[size:]
         return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
+        await self.inner.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
+        await self.inner.wait_send_all_might_not_block()
 
     async def send_eof(self) -> None:
-        await self._stream.send_eof()
+        await self.inner.send_eof()
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        await self.inner.aclose()

@@ -174,23 +174,25 @@ class _Connection:
             await self.send(head, *content, h11.EndOfMessage())
             return
         headers.append(("Transfer-Encoding", "chunked"))
-        # The head goes out before the first chunk exists: `docker run` starts the container only
-        # after it has seen the head of /wait.
-        await self.send(h11.Response(status_code=reply.status, headers=headers))
-        body = reply.body
-        if await self.watched(partial(self.stream_body, body), body):
+        try:
+            # The head goes out before the first chunk exists: `docker run` starts the container
+            # only after it has seen the head of /wait.
+            await self.send(h11.Response(status_code=reply.status, headers=headers))
+            if not only_head and not await self.watched(partial(self.stream_body, reply.body)):
+                raise Disconnected("the client left during the response")
             await self.send(h11.EndOfMessage())
-        else:
-            raise Disconnected("the client left during the response")
+        finally:
+            close = getattr(reply.body, "aclose", None)
+            if close is not None:
+                with trio.CancelScope(shield=True):
+                    await close()
 
     async def stream_body(self, body: AsyncIterator[bytes]) -> None:
         async for chunk in body:
             if chunk:
                 await self.send(h11.Data(data=chunk))
 
-    async def watched(
-        self, work: Callable[[], Awaitable[None]], body: AsyncIterator[bytes]
-    ) -> bool:
+    async def watched(self, work: Callable[[], Awaitable[None]]) -> bool:
         """Run `work` and cancel it as soon as the client leaves; True where it ended by itself."""
         early: list[bytes] = []
         finished = False
@@ -215,11 +217,6 @@ class _Connection:
                 finished = True
             except Exception as error:
                 failure = error  # raised outside the nursery: there it would come in a group
-            finally:
-                close = getattr(body, "aclose", None)
-                if close is not None:
-                    with trio.CancelScope(shield=True):
-                        await close()
             nursery.cancel_scope.cancel()
         if failure is not None:
             raise failure

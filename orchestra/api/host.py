@@ -1,0 +1,159 @@
+"""The routes of the host itself: ping, version, info, events, networks, volumes, plugins."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+
+from attrs import frozen
+
+from orchestra.api import render_host, select
+from orchestra.api.answers import answer, nothing, stream
+from orchestra.api.call import Call, Filters
+from orchestra.api.create import NAME
+from orchestra.api.engine import Engine
+from orchestra.api.table import Table
+from orchestra.model.errors import Invalid, NotFound
+from orchestra.model.event import Event
+from orchestra.model.node import NodeFacts
+from orchestra.wire.jsonlines import json_line
+from orchestra.wire.message import Response
+
+PREDEFINED = ("host", "none")
+
+
+@frozen
+class PingRoutes:
+    """What every socket of ours answers; `facts` None where it is no node's."""
+
+    facts: Callable[[], NodeFacts | None]
+
+    def table(self) -> Table:
+        return [
+            ("GET", "/_ping", self.ping),
+            ("HEAD", "/_ping", self.ping),
+            ("GET", "/version", self.version),
+        ]
+
+    async def ping(self, call: Call) -> Response:
+        headers = (
+            ("Content-Type", "text/plain; charset=utf-8"),
+            ("Builder-Version", "1"),
+            ("Swarm", "inactive"),
+            ("Cache-Control", "no-cache, no-store, must-revalidate"),
+            ("Pragma", "no-cache"),
+        )
+        return Response(200, headers, b"" if call.request.method == "HEAD" else b"OK")
+
+    async def version(self, call: Call) -> Response:
+        return answer(render_host.version_value(self.facts()))
+
+
+@frozen
+class HostRoutes:
+    engine: Engine
+
+    def table(self) -> Table:
+        return [
+            ("GET", "/info", self.info),
+            ("GET", "/events", self.events),
+            ("GET", "/plugins", self.plugins),
+            ("GET", "/plugins/{name}/json", self.plugin),
+            ("GET", "/networks", self.networks),
+            ("GET", "/networks/{name}", self.network),
+            ("GET", "/volumes", self.volumes),
+            ("POST", "/volumes/create", self.volume_create),
+            ("GET", "/volumes/{name}", self.volume),
+            ("DELETE", "/volumes/{name}", self.volume_remove),
+        ]
+
+    async def info(self, call: Call) -> Response:
+        engine = self.engine
+        images = len(engine.images.list())
+        return answer(
+            render_host.info_value(engine.facts, engine.containers(), images, time.time())
+        )
+
+    async def events(self, call: Call) -> Response:
+        since, until = call.time("since"), call.time("until")
+        if since and until and since > until:
+            raise Invalid(f"`since` time ({since}) cannot be after `until` time ({until})")
+        filters = call.filters(select.EVENT_KEYS)
+        kind, before = _event_type(call.request.headers.get("accept", ""))
+        body = _event_body(self.engine.events(since, until), filters, before)
+        return stream(body, kind)
+
+    async def plugins(self, call: Call) -> Response:
+        return answer([])
+
+    async def plugin(self, call: Call) -> Response:
+        raise NotFound(f"plugin {call.name!r} not found")
+
+    async def networks(self, call: Call) -> Response:
+        filters = call.filters(select.NETWORK_KEYS)
+        used = {e.network for c in self.engine.containers() for e in c.spec.endpoints}
+        values = [render_host.network_value(n) for n in self.engine.networks()]
+        values += map(render_host.predefined_network, PREDEFINED)
+        return answer([v for v in values if select.network(v, filters, frozenset(used))])
+
+    async def network(self, call: Call) -> Response:
+        found = select.one_network(self.engine.networks(), call.name)
+        if found is not None:
+            return answer(render_host.network_value(found, self.engine.containers()))
+        for name in PREDEFINED:
+            value = render_host.predefined_network(name)
+            if call.name in (name, value["Id"]):
+                return answer(value)
+        raise NotFound(f"network {call.name} not found")
+
+    async def volumes(self, call: Call) -> Response:
+        filters = call.filters(select.VOLUME_KEYS)
+        used = {v for c in self.engine.containers() for v in c.volumes.values()}
+        found = select.volumes(self.engine.volumes(), filters, frozenset(used))
+        return answer({"Volumes": list(map(render_host.volume_value, found)), "Warnings": None})
+
+    async def volume(self, call: Call) -> Response:
+        return answer(render_host.volume_value(self.engine.volume(call.name)))
+
+    async def volume_create(self, call: Call) -> Response:
+        body = await call.object()
+        name, driver = body.get("Name") or "", body.get("Driver") or "local"
+        if driver != "local":
+            raise Invalid(f"volume driver {driver!r} is not served; use local")
+        if name and not NAME.fullmatch(name):
+            raise Invalid(
+                f'create {name}: "{name}" includes invalid characters for a local volume name, '
+                'only "[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed'
+            )
+        labels, options = body.get("Labels") or {}, body.get("DriverOpts") or {}
+        created = await self.engine.volume_create(name or secrets.token_hex(32), labels, options)
+        return answer(render_host.volume_value(created), 201)
+
+    async def volume_remove(self, call: Call) -> Response:
+        await self.engine.volume_remove(call.name, force=call.flag("force"))
+        return nothing()
+
+
+def _event_type(accept: str) -> tuple[str, bytes]:
+    """The media type of an event stream, and what stands before each value in it."""
+    kinds = {part.partition(";")[0].strip() for part in accept.split(",")}
+    for kind in ("application/jsonl", "application/x-ndjson"):
+        if kind in kinds:
+            return kind, b""
+    return (
+        ("application/json-seq", b"\x1e")
+        if "application/json-seq" in kinds
+        else (
+            "application/json",
+            b"",
+        )
+    )
+
+
+async def _event_body(
+    events: AsyncIterator[Event], filters: Filters, before: bytes
+) -> AsyncIterator[bytes]:
+    async for event in events:
+        if select.event(event, filters):
+            yield before + json_line(render_host.event_value(event))

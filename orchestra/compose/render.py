@@ -29,11 +29,12 @@ _Plain = dict[str, Any]
 Origins = Mapping[str, Mapping[str, str]]
 
 # Attributes that are the same in the file and in the model.
-_SAME = (
-    "image working_dir user group_add hostname domainname container_name labels expose "
-    "network_mode stop_signal init tty stdin_open read_only privileged cap_add cap_drop "
-    "security_opt sysctls dns dns_search dns_opt profiles environment"
-).split()
+_SAME_WORDS = """
+    image working_dir user group_add hostname domainname container_name labels expose
+    network_mode stop_signal init tty stdin_open read_only privileged cap_add cap_drop
+    security_opt sysctls dns dns_search dns_opt profiles environment
+"""
+_SAME = tuple(_SAME_WORDS.split())
 
 
 def render(stack: Stack, origins: Origins | None = None) -> _Plain:

@@ -1,8 +1,8 @@
 """Does a document have the shape of a compose file? Our JSON Schema says so; this words the errors.
 
-The schema (`schemas/compose.json`, draft 7) is one file for editors and for us. Each service is
-checked on its own, so that one bad service costs a search for words only there. Every violation is
-reported, an unknown key with the key that was probably meant.
+The schema (`schemas/compose.json`, draft 7) is one file for editors and for us. A compiled
+predicate finds the documents that are right; only the others are walked with jsonschema, which is
+imported then. Every violation is reported, an unknown key with the key that was probably meant.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import functools
 import importlib.resources
 import json
 from collections.abc import Iterable
-from typing import Any
-
-from jsonschema import Draft7Validator
-from jsonschema.exceptions import ValidationError
+from typing import TYPE_CHECKING, Any
 
 from orchestra.compose.errors import Problems
+from orchestra.compose.shape import Fits, compile_schema
 from orchestra.compose.tree import Map, Path
+
+if TYPE_CHECKING:
+    from jsonschema.exceptions import ValidationError
 
 _WORDS = {
     "object": "a mapping",
@@ -40,15 +41,32 @@ def schema() -> dict[str, Any]:
 
 
 @functools.cache
-def _validator() -> Draft7Validator:
-    return Draft7Validator(schema())
+def _fits() -> Fits:
+    return compile_schema(schema())
 
 
 def validate(tree: Map, problems: Problems) -> None:
     """Add every violation of the schema in `tree` to `problems`."""
-    for error in _validator().iter_errors(tree):
+    if _fits()(tree):
+        return
+    from jsonschema import Draft7Validator
+
+    # Named on purpose: the version is ours to choose, not the document's. What is right is left
+    # out, so that one bad service among many costs a search for words only there.
+    for error in Draft7Validator(schema()).iter_errors(_suspects(tree)):
         for path, message in _explain(error, tuple(error.absolute_path)):
             problems.on(tree, path, message)
+
+
+def _suspects(tree: Map) -> dict[str, Any]:
+    """The document without its services that fit on their own."""
+    services = tree.get("services")
+    if not isinstance(services, Map):
+        return tree
+    definitions = schema()["definitions"]
+    fits = compile_schema({**definitions["service"], "definitions": definitions})
+    wrong = {name: service for name, service in services.items() if not fits(service)}
+    return {**tree, "services": wrong}
 
 
 def _explain(error: ValidationError, path: Path) -> Iterable[tuple[Path, str]]:

@@ -65,7 +65,8 @@ def fabric_table(state: FabricState, place: Place) -> str:
   }
   chain return_path {
     type filter hook prerouting priority mangle;
-    iifname "vx0" ct state new ip saddr != @range ct mark set ether saddr map @peers
+    iifname "vx0" ct direction original ip saddr != @range ct mark set ether saddr map @peers
+    iifname "up0" ct direction original ct mark != 0 ct mark set 0
     ct direction reply ct mark != 0 meta mark set ct mark
   }
   chain balance {

@@ -366,7 +366,10 @@ def _request(obj: NetObject, index: int, *, remove: bool) -> Request:
             return Request(_DELADDR if remove else _NEWADDR, flags, payload, what)
         case Route():
             return Request(
-                _DELROUTE if remove else _NEWROUTE, flags, _route_payload(obj, index), what
+                _DELROUTE if remove else _NEWROUTE,
+                flags,
+                _route_payload(obj, index, 0 if remove else PROTOCOL),  # whoever made it
+                what,
             )
         case Rule():
             kind, flags = (_DELRULE, 0) if remove else (_NEWRULE, _CREATE | _EXCL)
@@ -397,7 +400,7 @@ def _address_payload(address: Address, index: int) -> bytes:
     return header + _attribute(2, raw) + _attribute(1, raw)
 
 
-def _route_payload(route: Route, index: int) -> bytes:
+def _route_payload(route: Route, index: int, protocol: int) -> bytes:
     text, _, length = route.to.partition("/")
     family, raw = _packed(text)
     payload = struct.pack(
@@ -407,7 +410,7 @@ def _route_payload(route: Route, index: int) -> bytes:
         0,
         0,
         route.table if route.table < 256 else 0,
-        PROTOCOL,
+        protocol,
         _SCOPES[route.scope],
         _KINDS[route.kind],
         _RTNH_F_ONLINK if route.onlink else 0,

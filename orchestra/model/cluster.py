@@ -191,6 +191,7 @@ class Blocked:
 
     slot: str
     because: str
+    stack: str = ""
 
 
 @frozen
@@ -200,6 +201,7 @@ class Waiting:
     slot: str
     because: str
     until: float = 0.0
+    stack: str = ""
 
 
 @frozen
@@ -261,6 +263,7 @@ class StackRecord:
     stopped: tuple[str, ...] = ()  # services stopped by `orchestra stop`
     restart_tokens: Mapping[str, int] = field(factory=dict)
     removing: bool = False
+    remove_volumes: bool = False  # together with `removing`: its named volumes too
 
 
 @frozen

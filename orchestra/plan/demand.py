@@ -12,6 +12,7 @@ from orchestra.model.service import (
     MountType,
     Network,
     PortMode,
+    Resources,
     Service,
     ServiceMode,
     Stack,
@@ -20,6 +21,8 @@ from orchestra.model.service import (
 from orchestra.plan.expand import volume_name
 from orchestra.plan.schedule import Demand
 from orchestra.plan.state import State, View
+
+NOTHING = Resources()
 
 
 def is_global(service: Service) -> bool:

@@ -73,7 +73,7 @@ def enact(state: State, plan: Plan, view: View) -> tuple[State, tuple[Blocked, .
                 try:
                     draft.start(action)
                 except (Conflict, Invalid) as error:
-                    blocked.append(Blocked(action.slot, str(error)))
+                    blocked.append(Blocked(action.slot, str(error), action.stack))
             case _:
                 assert_never(action)
     out = evolve(

@@ -41,7 +41,12 @@ def forecast(state: State, view: View, only: str = "") -> Plan:
         plan = reconcile(state, view)
     shown = tuple(a for a in actions if not only or getattr(a, "stack", only) == only)
     waiting = first.waiting if not shown else plan.waiting
-    return evolve(first, actions=shown, blocked=plan.blocked, waiting=waiting)
+    return evolve(
+        first,
+        actions=shown,
+        blocked=tuple(b for b in plan.blocked if only in ("", b.stack)),
+        waiting=tuple(w for w in waiting if only in ("", w.stack)),
+    )
 
 
 def come_true(state: State, view: View) -> tuple[State, View]:

@@ -247,8 +247,7 @@ class Rollout:
                 return True
             since = self.board.view.serving_since.get(current.task.id, self.board.view.now)
             if others and pause and self.board.view.now - since < pause:
-                until = since + pause
-                self.board.draft.waiting.append(Waiting(slot, "update_config.delay", until))
+                self._wait(slot, "update_config.delay", since + pause)
                 return True
         else:
             self._wait(slot, self._describe(current, now))
@@ -465,11 +464,12 @@ class Rollout:
         error = f": {report.error}" if report is not None and report.error else ""
         return f"it is {now.value} on {where}{error}"
 
-    def _wait(self, slot: str, because: str) -> None:
-        self.board.draft.waiting.append(Waiting(slot, because))
+    def _wait(self, slot: str, because: str, until: float = 0.0) -> None:
+        stack = self.record.stack.name
+        self.board.draft.waiting.append(Waiting(slot, because, until, stack))
 
     def _block(self, slot: str, because: str) -> None:
-        self.board.draft.blocked.append(Blocked(slot, because))
+        self.board.draft.blocked.append(Blocked(slot, because, self.record.stack.name))
 
 
 def _exit(record: TaskRecord, reports: Mapping[str, ObservedTask]) -> str:

@@ -1,4 +1,4 @@
-"""The node's image store: the shared one, telling events and who uses what."""
+"""The node's image store: the shared one, which here also tells what happens to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from orchestra.image.images import Images
 from orchestra.model.container import Image
 
 ACTIONS = {"Untagged": "untag", "Deleted": "delete"}
-Users = Callable[[], Mapping[str, str]]
 
 
 class NodeImages(Images):
@@ -19,7 +18,6 @@ class NodeImages(Images):
         super().__init__(root)
         self._events = events
         self._changed = changed
-        self.users: Users = dict  # image id -> a container's name
 
     async def load(self, chunks: AsyncIterator[bytes]) -> Sequence[str]:
         names = await super().load(chunks)
@@ -48,7 +46,7 @@ class NodeImages(Images):
     async def remove(
         self, ref: str, force: bool = False, in_use: Mapping[str, str] | None = None
     ) -> Sequence[tuple[str, str]]:
-        done = await super().remove(ref, force, self.users() if in_use is None else in_use)
+        done = await super().remove(ref, force, in_use)
         for action, what in done:
             self._events.publish("image", ACTIONS[action], what, {"name": what})
         self._changed()

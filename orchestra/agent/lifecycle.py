@@ -83,19 +83,22 @@ class Lifecycle:
     async def _launch(self, live: Live, restarts: Restarts, restart_count: int) -> None:
         container = live.container
         netns: int | None = None
+        live.ended = trio.Event()
         try:
             spec = self._plumbing.place(container)
             netns = await self._plumbing.wire(live, spec)
             node = self._plumbing.node_address
             etc = etc_files(container, spec.endpoints, node, host_resolvers())
-            live.ended = trio.Event()
             pid = await self._runtime.start(live.id, netns, etc)
-        except OrchestraError as error:
+        except Exception as error:
             await self._plumbing.unwire(live)
             code = error.exit_code if isinstance(error, StartFailed) else 125
             self._containers.store(live, exit_code=code, error=str(error), finished=time.time())
             live.settle("next-exit", error=str(error))
-            raise
+            if isinstance(error, OrchestraError):
+                raise
+            log.exception("cannot start container %s", container.name)
+            raise Failed(f"cannot start container {container.name}: {error}") from error
         finally:
             if netns is not None:
                 os.close(netns)

@@ -140,7 +140,6 @@ async def _assemble(
     events, changes = Events(), Changes()
     containers = Containers(state, changes.note)
     images = NodeImages(paths.images, events, changes.note)
-    images.users = lambda: {c.container.spec.image_id: c.container.name for c in containers}
     volumes = Volumes(paths)
     stored = assigned.load(paths.assignment) or _standalone(facts, state)
     plumbing = Plumbing(fabric, containers, stored.assignment, changes.note)

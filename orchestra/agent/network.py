@@ -8,6 +8,7 @@ and published ports beside the assigned ones.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import ipaddress
 from collections.abc import Collection, Iterable, Sequence
@@ -37,6 +38,7 @@ BRIDGE = "bridge"
 OWN_ADDRESSES = range(192, 255)  # of a node's block: for containers started on the node itself
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def task_container_id(task: str) -> str:
     """Return the id of the container that runs an assigned task, the same whoever computes it."""
     return hashlib.sha256(f"task/{task}".encode()).hexdigest()

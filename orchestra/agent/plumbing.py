@@ -50,7 +50,8 @@ class Plumbing:
         self._done = 0  # ... and those that are in the kernel
         self._wake = trio.Event()
         self._hurry = trio.Event()
-        self._settled = trio.Condition()
+        self._round = trio.Event()  # set at the end of each application
+        self._ending = False
         self._last: FabricState | None = None  # what the kernel has
         self._last_address: dict[str, str] = {}
         self.problems: tuple[str, ...] = ()
@@ -77,19 +78,25 @@ class Plumbing:
         self.changed()
         wanted = self._wanted
         self._hurry.set()
-        async with self._settled:
-            while self._done < wanted:
-                await self._settled.wait()
+        while self._done < wanted:
+            if self._ending:
+                raise Failed("the agent is ending: try again with the next one")
+            await self._round.wait()
 
     async def run(self) -> None:
         """Apply on change and every 30 s, for ever."""
-        while True:
-            with trio.move_on_after(REPAIR) as repair:
-                await self._wake.wait()
-            with trio.move_on_after(COALESCE):
-                await self._hurry.wait()
-            self._wake, self._hurry = trio.Event(), trio.Event()
-            await self._apply(repair=repair.cancelled_caught)
+        try:
+            while True:
+                with trio.move_on_after(REPAIR) as repair:
+                    await self._wake.wait()
+                with trio.move_on_after(COALESCE):
+                    await self._hurry.wait()
+                self._wake, self._hurry = trio.Event(), trio.Event()
+                await self._apply(repair=repair.cancelled_caught)
+        finally:
+            # Starts that wait here are shielded: they must hear of the end.
+            self._ending = True
+            self._round.set()
 
     async def _apply(self, *, repair: bool) -> None:
         wanted = self._wanted
@@ -107,9 +114,9 @@ class Plumbing:
             # Whatever the kernel refused: the containers go on, the next round tries again.
             log.exception("cannot apply the network of generation %d", state.generation)
             self.problems = (f"network: {error}",)
-        async with self._settled:
-            self._done = wanted
-            self._settled.notify_all()
+        self._done = wanted
+        self._round.set()
+        self._round = trio.Event()
         if before != (self.applied, self.problems):
             self._reported()
 
@@ -151,9 +158,11 @@ class Plumbing:
         Raises Conflict for an address or port that somebody else has, Invalid for one that is
         not in its network.
         """
-        if container.task:
-            return container.spec
         spec = container.spec
+        if container.task:
+            for endpoint in spec.endpoints:
+                self.find(endpoint.network)
+            return spec
         used = self._used_addresses(container.id)
         endpoints = tuple(self._address(container, e, used) for e in spec.endpoints)
         return evolve(spec, endpoints=endpoints, ports=self._ports(container))

@@ -24,9 +24,9 @@ Try next ({bin} is in .venv/bin):
   orchestra logs -f web                                  all web containers, merged by time
   orchestra exec web sh -c 'hostname; id'                a command in a running container
   orchestra scale web=5                                  more of them
-  orchestra plan                                         after editing compose.yaml: what would change
+  orchestra plan                                         what `up` would do after an edit
   orchestra exec --index 2 web kill -9 1                 kill a container: it is back at once
-  orchestra lab cut node3                                pull a node's cable; `lab heal node3`, `lab kill node3`
+  orchestra lab cut node3                                pull a cable (also: heal, kill, boot)
   orchestra node ls                                      who is there
   make demo-down                                         remove it all
 """

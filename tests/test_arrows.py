@@ -70,5 +70,7 @@ def test_pure_packages_import_nothing_that_acts(path: Path) -> None:
 
 
 def test_every_module_opens_with_a_paragraph() -> None:
-    bare = [str(p.relative_to(ROOT)) for p in MODULES if not ast.get_docstring(ast.parse(p.read_text()))]
+    bare = [
+        str(p.relative_to(ROOT)) for p in MODULES if not ast.get_docstring(ast.parse(p.read_text()))
+    ]
     assert not bare, bare

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def load(args: argparse.Namespace) -> Loaded:
-    """Load and check the project; warnings go to stderr. Invalid lists every error with its place."""
+    """Load and check the project; warnings go to stderr. Invalid lists all errors, with places."""
     import sys
 
     from orchestra.compose.errors import ComposeErrors

@@ -17,6 +17,10 @@ def main(argv: Sequence[str]) -> int:
         from orchestra.fabric import resolver
 
         return int(resolver.main(rest) or 0)
+    if word == "agent":
+        from orchestra.agent import main as agent
+
+        return int(agent.main(["agent", *rest]) or 0)
     if word == "serve-controller":
         from orchestra.controller import main as controller
 

@@ -13,10 +13,10 @@ def show(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], style: str =
     if style == "json":
         print(json.dumps([dict(row) for row in rows], indent=2))
         return
-    widths = [
-        max([len(c), *(len(str(row.get(c, ""))) for row in rows)]) for c in columns
-    ]
-    print("   ".join(c.upper().replace("_", " ").ljust(w) for c, w in zip(columns, widths)).rstrip())
+    widths = [max([len(c), *(len(str(row.get(c, ""))) for row in rows)]) for c in columns]
+    print(
+        "   ".join(c.upper().replace("_", " ").ljust(w) for c, w in zip(columns, widths)).rstrip()
+    )
     for row in rows:
         print("   ".join(str(row.get(c, "")).ljust(w) for c, w in zip(columns, widths)).rstrip())
 

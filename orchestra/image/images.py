@@ -63,7 +63,6 @@ from orchestra.model.errors import Conflict, Invalid, NotFound
 
 T = TypeVar("T")
 
-DEFAULT_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _SHORT = 12  # digits of an id in messages
 _BLOCK = 4096  # bytes: what a directory entry needs at least
 

@@ -17,7 +17,7 @@ from orchestra.agent.creation import Parts, create_container, new_id
 from orchestra.agent.execs import Execs
 from orchestra.agent.lifecycle import Lifecycle
 from orchestra.agent.names import generate
-from orchestra.agent.plumbing import WITHOUT_WIRES, Plumbing
+from orchestra.agent.plumbing import Plumbing
 from orchestra.agent.top import TITLES, rows
 from orchestra.api.engine import Attachment, CreateRequest, EndpointWish, LogLine, LogOptions
 from orchestra.model.assignment import AssignedNetwork
@@ -77,7 +77,7 @@ class Engine:
         if mode.startswith("container:"):
             other = self._containers.find(mode.removeprefix("container:"))
             return f"container:{other.id}", ()
-        if mode in WITHOUT_WIRES:
+        if mode in ("host", "none"):
             return mode, ()
         wishes = {("bridge" if n == "default" else n): w for n, w in request.networks.items()}
         # The mode's network comes first: it is eth0.
@@ -197,10 +197,9 @@ class Engine:
     async def volume_create(
         self, name: str, labels: Mapping[str, str], options: Mapping[str, str]
     ) -> LocalVolume:
-        anonymous = not name
-        before = {v.name for v in self._parts.volumes.list()}
-        volume = self._parts.volumes.create(name or new_id(), labels, options, anonymous=anonymous)
-        if volume.name not in before:
+        is_new = name not in {v.name for v in self._parts.volumes.list()}
+        volume = self._parts.volumes.create(name, labels, options)
+        if is_new:
             self._parts.events.publish("volume", "create", volume.name, {"driver": "local"})
         return volume
 

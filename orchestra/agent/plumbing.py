@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 COALESCE = 0.03  # seconds that a change waits for others, unless somebody waits for it
 REPAIR = 30.0
 EPHEMERAL = range(49153, 65535)
-WITHOUT_WIRES = ("host", "none")
 
 
 class Plumbing:
@@ -130,13 +129,10 @@ class Plumbing:
     # --- networks --------------------------------------------------------------------------
 
     def networks(self) -> Sequence[AssignedNetwork]:
-        """Return the node's networks: its own three, then the cluster's."""
+        """Return the node's own network, `bridge`, then the cluster's."""
         own = self._base.networks[0]
-        return (
-            AssignedNetwork(own.id, own.name, own.subnet, own.gateway),
-            *(AssignedNetwork(network.local_id(n), n, "", "") for n in WITHOUT_WIRES),
-            *self.assignment.networks,
-        )
+        bridge = AssignedNetwork(own.id, own.name, own.subnet, own.gateway)
+        return (bridge, *self.assignment.networks)
 
     def find(self, ref: str) -> FabricNetwork:
         """Resolve a network by id or name; NotFound."""

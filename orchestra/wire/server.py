@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from email.utils import formatdate
 from fcntl import ioctl
 from functools import partial
+from http import HTTPStatus
 from struct import unpack
 from typing import cast
 
@@ -169,7 +170,7 @@ class _Connection:
         if isinstance(reply.body, bytes):
             if reply.status >= 200 and reply.status not in (204, 304):
                 headers.append(("Content-Length", str(len(reply.body))))
-            head = h11.Response(status_code=reply.status, headers=headers)
+            head = _head(reply.status, headers)
             content = [h11.Data(data=reply.body)] if reply.body and not only_head else []
             await self.send(head, *content, h11.EndOfMessage())
             return
@@ -177,7 +178,7 @@ class _Connection:
         try:
             # The head goes out before the first chunk exists: `docker run` starts the container
             # only after it has seen the head of /wait.
-            await self.send(h11.Response(status_code=reply.status, headers=headers))
+            await self.send(_head(reply.status, headers))
             if not only_head and not await self.watched(partial(self.stream_body, reply.body)):
                 raise Disconnected("the client left during the response")
             await self.send(h11.EndOfMessage())
@@ -261,6 +262,10 @@ class _Connection:
                 )
             except (trio.BrokenResourceError, h11.LocalProtocolError):
                 return
+
+
+def _head(status: int, headers: list[tuple[str, str]]) -> h11.Response:
+    return h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase)
 
 
 async def _taken_by_peer(stream: trio.abc.Stream) -> None:

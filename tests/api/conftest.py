@@ -14,6 +14,7 @@ import trio
 from attrs import frozen
 
 from orchestra.api.server import agent_app, serve_unix
+
 from .toy_engine import ToyEngine, ToyNode
 
 

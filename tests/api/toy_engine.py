@@ -46,9 +46,7 @@ FACTS = NodeFacts(
     memory=4 << 30,
     cgroup_version=2,
 )
-BRIDGE = AssignedNetwork(
-    id="b" * 64, name="bridge", subnet="10.17.0.0/20", gateway="10.17.0.1"
-)
+BRIDGE = AssignedNetwork(id="b" * 64, name="bridge", subnet="10.17.0.0/20", gateway="10.17.0.1")
 
 
 class ToyProcess:
@@ -107,10 +105,9 @@ class ToyProcess:
         return 0
 
     async def live(self, args: Sequence[str]) -> int:
-        code = 137
         with self.killed:
-            code = await self.run(args)
-        return code
+            return await self.run(args)
+        return 137
 
 
 class ToyAttachment:
@@ -348,9 +345,7 @@ class ToyEngine:
             )
         if container.started:
             self.processes[container.id] = ToyProcess()
-        self._change(
-            container.id, status=ContainerStatus.RUNNING, started=time.time(), pid=4242
-        )
+        self._change(container.id, status=ContainerStatus.RUNNING, started=time.time(), pid=4242)
         self._event("start", container)
         self.nursery.start_soon(self._live, container.id)
         return True
@@ -371,9 +366,7 @@ class ToyEngine:
     async def kill(self, ref: str, signal: str = "SIGKILL") -> None:
         container = self.container(ref)
         if container.status is not ContainerStatus.RUNNING:
-            raise Conflict(
-                f"cannot kill container: {ref}: Container {container.id} is not running"
-            )
+            raise Conflict(f"cannot kill container: {ref}: Container {container.id} is not running")
         self._event("kill", container, signal=signal)
         self.processes[container.id].killed.cancel()
 
@@ -411,9 +404,7 @@ class ToyEngine:
         wanted = {1} if stdout else set()
         wanted |= {2} if stderr else set()
         start = 0 if logs else len(process.log)
-        attachment = ToyAttachment(
-            process, stdin and container.spec.open_stdin, wanted, start
-        )
+        attachment = ToyAttachment(process, stdin and container.spec.open_stdin, wanted, start)
         self.attachments.append(attachment)
         return attachment
 

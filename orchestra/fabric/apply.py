@@ -225,18 +225,19 @@ def _identity(link: Link) -> tuple[int, str, int]:
     return link.vni, link.local, link.port
 
 
-def delete_wires(fabric: Namespace, names: Iterable[str]) -> None:
-    """Delete devices with one wait for all. Raises NetlinkError."""
+def delete_wires(fabric: Namespace, names: Iterable[str]) -> list[str]:
+    """Delete devices with one wait for all; return the refusal, if any, as text."""
     dead = set(names)
     links = [link for link in fabric.netlink.links() if link.name in dead]
     if not links:
-        return
+        return []
     fabric.netlink.execute(
         [set_link(link.index, link.name, up=False, group=_DEAD_GROUP) for link in links]
     )
     verdict = fabric.netlink.execute([delete_group(_DEAD_GROUP)])[0]
     if verdict and verdict.errno not in _GONE:
-        raise NetlinkError(verdict.errno, f"cannot delete {', '.join(dead)}: {verdict.reason}")
+        return [f"cannot delete {', '.join(sorted(dead))}: {verdict.reason}"]
+    return []
 
 
 class Table:
@@ -253,14 +254,21 @@ class Table:
 
         Raises NftError; then nothing was changed.
         """
-        wanted = ruleset.digest(text)
-        if self._seen != self._nft.generation() or self._digest != wanted:
-            listing = self._nft.table("inet", self._place.table)
-            if not _intact(listing, wanted):
-                return self._replace(text, wires, wanted)
-            self.wires, self._digest = _wires_in(listing), wanted
-            self._seen = self._nft.generation()
+        if not self.is_intact(text):
+            return self._replace(text, wires)
         return self._change_wires(wires)
+
+    def is_intact(self, text: str) -> bool:
+        """Tell whether the kernel's table is `text`, whatever is in @wires."""
+        wanted = ruleset.digest(text)
+        if self._seen == self._nft.generation() and self._digest == wanted:
+            return True
+        now = self._nft.generation()
+        listing = self._nft.table("inet", self._place.table)
+        if not _intact(listing, wanted):
+            return False
+        self._seen, self._digest, self.wires = now, wanted, _wires_in(listing)
+        return True
 
     def add_wires(self, wires: Mapping[str, str]) -> None:
         """Admit wires at once. Raises NftError."""
@@ -291,12 +299,13 @@ class Table:
         self.wires = dict(wires)
         return True
 
-    def _replace(self, text: str, wires: Mapping[str, str], wanted: str) -> bool:
+    def _replace(self, text: str, wires: Mapping[str, str]) -> bool:
         place = self._place
         self._nft.run(ruleset.replace(text, place) + ruleset.put_wires(place, wires.items()))
         seal = _fingerprint(self._nft.table("inet", place.table))
         self._nft.run(f'add chain inet {place.table} {ruleset.SEAL} {{ comment "{seal}"; }}')
-        self._seen, self._digest, self.wires = self._nft.generation(), wanted, dict(wires)
+        self._seen, self._digest = self._nft.generation(), ruleset.digest(text)
+        self.wires = dict(wires)
         return True
 
     def _commit(self, text: str) -> None:

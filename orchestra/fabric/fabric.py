@@ -20,7 +20,7 @@ from attrs import evolve
 
 from orchestra.fabric import apply as kernel
 from orchestra.fabric import resolver_process, ruleset
-from orchestra.fabric.apply import Namespace, Table
+from orchestra.fabric.apply import Changes, Namespace, Table
 from orchestra.fabric.ports import Ports
 from orchestra.fabric.render import (
     CONTAINER_SYSCTLS,
@@ -98,6 +98,10 @@ class Fabric:
         containers that neither `state` nor an `attach` of this process knows are removed.
         """
         return await self._in_worker(lambda: self._apply(state))
+
+    async def changes(self, state: FabricState) -> Sequence[str]:
+        """What `apply` would write ("+ ...") and delete ("- ..."); nothing is changed."""
+        return await self._in_worker(lambda: self._changes(state))
 
     async def attach(
         self, container_id: str, endpoints: Sequence[FabricEndpoint], state: FabricState
@@ -178,49 +182,77 @@ class Fabric:
         fabric, host = self._ensure_namespace(), self._host
         underlay, problems = _find_underlay(host.netlink, state)
         self._mtu = underlay.mtu - TUNNEL_OVERHEAD
-
-        mine = {e.device: e for e in state.endpoints}
-        endpoints = tuple({**self._attached, **mine}.values())
         refused = self._ports.reserve(state.ports)
         problems += refused.values()
-        state = evolve(
-            state,
-            endpoints=endpoints,
-            ports=tuple(p for p in _distinct(state.ports) if p not in refused),
-        )
+        ports = tuple(p for p in _distinct(state.ports) if p not in refused)
+        state = evolve(state, endpoints=self._endpoints(state), ports=ports)
 
         desired = render(state, underlay, self._place)
         problems += kernel.put_sysctls(fabric, _early(desired.fabric.sysctls))
         problems += kernel.ensure_links(host, fabric, self._place, desired.tunnel, underlay.mtu)
-        devices = {link.name for link in fabric.netlink.links()}
-        wired = joined_devices(state, devices)
-        desired = render(wired, underlay, self._place)
-
-        in_fabric = kernel.diff(desired.fabric, kernel.read_fabric(fabric, desired.fabric.sysctls))
-        in_host = kernel.diff(
-            desired.host, kernel.read_host(host, desired.host.sysctls, self._place)
-        )
+        in_fabric, in_host = self._compare(fabric, state, underlay)
         problems += kernel.put_objects(fabric, in_fabric.put)
         problems += kernel.put_objects(host, in_host.put)
-        wires = {e.device: e.address for e in wired.endpoints}
-        tables: tuple[tuple[Table, str, dict[str, str]], ...] = (
-            (self._fabric_table, ruleset.fabric_table(state, self._place), wires),
-            (self._host_table, ruleset.host_table(state, self._place), {}),
-        )
-        for table, text, elements in tables:
-            try:
-                table.ensure(text, elements)
-            except NftError as error:
-                problems.append(f"cannot load the table {self._place.table}: {error}")
+        problems += self._put_tables(fabric, state)
         # after nftables, which loads the modules some parameters belong to
         problems += kernel.put_sysctls(fabric, in_fabric.sysctls)
         problems += kernel.put_sysctls(host, in_host.sysctls)
         self._write_names(state)
         problems += kernel.remove_objects(fabric, in_fabric.remove)
         problems += kernel.remove_objects(host, in_host.remove)
-        strangers = {d for d in devices if d.startswith("t")} - {e.device for e in endpoints}
-        kernel.delete_wires(fabric, strangers)
+        problems += kernel.delete_wires(fabric, self._strangers(fabric, state))
         self._is_applied = True
+        return problems
+
+    def _changes(self, state: FabricState) -> list[str]:
+        fabric = self._ensure_namespace()
+        underlay, _ = _find_underlay(self._host.netlink, state)
+        state = evolve(state, endpoints=self._endpoints(state), ports=tuple(_distinct(state.ports)))
+        found = [
+            line for c in self._compare(fabric, state, underlay) for line in str(c).split("\n")
+        ]
+        found += [f"- wire {device}" for device in self._strangers(fabric, state)]
+        for table, text in self._tables(state):
+            if not table.is_intact(text):
+                found.append(f"+ table {self._place.table}")
+        return [line for line in found if line]
+
+    def _endpoints(self, state: FabricState) -> tuple[FabricEndpoint, ...]:
+        """Those of the state, and those attached since it was made."""
+        return tuple({**self._attached, **{e.device: e for e in state.endpoints}}.values())
+
+    def _compare(
+        self, fabric: Namespace, state: FabricState, underlay: Underlay
+    ) -> tuple[Changes, Changes]:
+        """What is to be written and deleted in the fabric and in the host."""
+        state = joined_devices(state, (link.name for link in fabric.netlink.links()))
+        desired = render(state, underlay, self._place)
+        inside, outside = desired.fabric, desired.host
+        return (
+            kernel.diff(inside, kernel.read_fabric(fabric, inside.sysctls)),
+            kernel.diff(outside, kernel.read_host(self._host, outside.sysctls, self._place)),
+        )
+
+    def _strangers(self, fabric: Namespace, state: FabricState) -> set[str]:
+        """Wires of containers that nobody knows any more."""
+        there = {link.name for link in fabric.netlink.links() if link.name.startswith("t")}
+        return there - {e.device for e in state.endpoints}
+
+    def _tables(self, state: FabricState) -> tuple[tuple[Table, str], tuple[Table, str]]:
+        return (
+            (self._fabric_table, ruleset.fabric_table(state, self._place)),
+            (self._host_table, ruleset.host_table(state, self._place)),
+        )
+
+    def _put_tables(self, fabric: Namespace, state: FabricState) -> list[str]:
+        there = joined_devices(state, (link.name for link in fabric.netlink.links()))
+        wires = {e.device: e.address for e in there.endpoints}
+        problems = []
+        for table, text in self._tables(state):
+            try:
+                table.ensure(text, wires if table is self._fabric_table else {})
+            except NftError as error:
+                problems.append(f"cannot load the table {self._place.table}: {error}")
         return problems
 
     def _write_names(self, state: FabricState) -> None:
@@ -344,10 +376,11 @@ class Fabric:
                             remove(Neighbour(device, address, WIRE_MAC), link.index),
                         ]
                     )
-            if devices:
-                kernel.delete_wires(self._fabric, gone)
+            problems = kernel.delete_wires(self._fabric, gone) if devices else []
         except (OSError, NftError) as error:
             raise Failed(f"cannot detach container {container_id[:12]}: {error}") from error
+        if problems:
+            raise Failed(f"cannot detach container {container_id[:12]}: {'; '.join(problems)}")
 
     def _destroy(self) -> None:
         resolver_process.stop(self._paths.run)

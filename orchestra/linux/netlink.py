@@ -38,7 +38,7 @@ PROTOCOL = 111
 
 _REQUEST, _ACK, _DUMP, _REPLACE, _EXCL, _CREATE = 0x1, 0x4, 0x300, 0x100, 0x200, 0x400
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_F_ACK_TLVS = 0x200
+_F_ACK_TLVS, _DUMP_INTR = 0x200, 0x10
 _NEWLINK, _DELLINK, _GETLINK = 16, 17, 18
 _NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _DELROUTE, _GETROUTE = 24, 25, 26
@@ -235,13 +235,22 @@ class Netlink:
                 yield names.get(index, ""), _mac(attributes[_NDA_LLADDR]), attributes
 
     def _dump(self, request: int, answer: int, payload: bytes) -> list[bytes]:
+        while True:
+            found, is_whole = self._dump_once(request, answer, payload)
+            if is_whole:
+                return found
+
+    def _dump_once(self, request: int, answer: int, payload: bytes) -> tuple[list[bytes], bool]:
+        """One pass, and whether the table stayed the same meanwhile (netlink(7), DUMP_INTR)."""
         sequence = next(self._sequence)
         self._socket.send(_message(request, _DUMP, sequence, payload))
         found: list[bytes] = []
+        is_whole = True
         while True:
             for kind, flags, number, body in self._receive():
                 if number != sequence:
                     continue
+                is_whole = is_whole and not flags & _DUMP_INTR
                 if kind == answer:
                     found.append(body)
                 elif kind in (_NLMSG_DONE, _NLMSG_ERROR):
@@ -249,7 +258,7 @@ class Netlink:
                     if code:
                         reason = (_refusal(flags, body) or Refusal(-code, "")).reason
                         raise NetlinkError(-code, f"cannot read the kernel's tables: {reason}")
-                    return found
+                    return found, is_whole
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         data, offset = self._socket.recv(1 << 18), 0

@@ -61,6 +61,8 @@ async def do(fabric: Any, command: str, arguments: dict[str, Any]) -> Any:
     match command:
         case "apply":
             return list(await fabric.apply(state))
+        case "changes":
+            return list(await fabric.changes(state))
         case "attach":
             return await fabric.attach(container, endpoints, state)
         case "attach_to":

@@ -29,8 +29,8 @@ class Folder:
 
     def resolve(self, path: str) -> str:
         """An absolute path; one that was relative remembers so (`Relative`)."""
-        if path.startswith("~") and self.home and path[1:2] in ("", "/"):
-            return posixpath.normpath(self.home + path[1:])
+        if path.startswith("~") and self.home:
+            return posixpath.normpath(posixpath.join(self.home, path[1:].lstrip("/")))
         if path.startswith("/") or path[1:3] in (":\\", ":/"):
             return path
         return Relative.of(posixpath.normpath(posixpath.join(self.path, path)), path)
@@ -170,7 +170,7 @@ def _pairs(value: Any, folder: Folder) -> Map:
     for index, item in enumerate(value):
         key, equals, text = item.partition("=")
         if not key or key != key.strip():
-            raise _AtKey(index, ValueError(f"{item!r}: no blanks around a variable's name"))
+            raise _AtKey(index, ValueError(f"{item!r} does not begin with a name"))
         result[key] = text if equals else None
         result.places[key] = value.places[index]
     return result
@@ -198,29 +198,33 @@ def _command(value: Any, folder: Folder) -> Any:
 
 
 def split_words(text: str) -> list[str]:
-    """Divide a command line as a shell would, without expanding anything. Raises ValueError."""
+    """Divide a command line as compose does: quotes and backslashes as in a shell, no expansion.
+
+    An unquoted `;`, `&`, `|`, `<` or `>` ends it: there is no shell. Raises ValueError.
+    """
     words: list[str] = []
     current: str | None = None
     index, quote = 0, ""
     while index < len(text):
         letter = text[index]
-        if quote == "'" or (quote and letter != "\\"):
+        if letter == "\\" and quote != "'" and index + 1 < len(text):
+            index += 1
+            current = (current or "") + {"n": "\n", "t": "\t"}.get(text[index], text[index])
+        elif quote:
             if letter == quote:
                 quote = ""
             else:
                 current = (current or "") + letter
-        elif letter == "\\" and index + 1 < len(text):
-            index += 1
-            follows = text[index]
-            # Within double quotes a backslash only escapes what would be special there.
-            keeps = "\\" if quote and follows not in '"\\$`\n' else ""
-            current = (current or "") + keeps + follows
         elif letter in "'\"":
             quote, current = letter, current or ""
         elif letter in " \t\r\n":
             if current is not None:
                 words.append(current)
             current = None
+        elif letter in ";&|<>":
+            break
+        elif letter == "(":
+            raise ValueError(f"{text!r}: a '(' needs quotes, or sh -c")
         else:
             current = (current or "") + letter
         index += 1
@@ -264,11 +268,6 @@ def _ports(value: Seq, folder: Folder) -> Seq:
         result.setdefault("protocol", "tcp")
         if "published" in entry:
             result["published"] = spell(entry["published"])
-            short.port(f"{result['published']}:1" if result["published"] else "1")
-        if not 0 < entry["target"] < 65536:
-            raise ValueError(f"{entry['target']} is no port within 1-65535")
-        if entry.get("protocol", "tcp").lower() not in short.PROTOCOLS:
-            raise ValueError(f"the protocol must be tcp, udp or sctp, not {entry['protocol']!r}")
         return [result]
 
     return _each(value, parse)
@@ -448,8 +447,6 @@ _SERVICE: dict[str, Any] = {
     "command": _command,
     "configs": _files,
     "cpus": _number,
-    "cpu_rt_period": lambda v, f: v if isinstance(v, int) else round(duration(v) * 1e6),
-    "cpu_rt_runtime": lambda v, f: v if isinstance(v, int) else round(duration(v) * 1e6),
     "depends_on": _depends_on,
     "deploy": {
         "labels": _labels,
@@ -472,6 +469,7 @@ _SERVICE: dict[str, Any] = {
     "group_add": _texts,
     "healthcheck": {
         "test": _test,
+        "retries": lambda v, f: int(v),
         "interval": _duration,
         "timeout": _duration,
         "start_period": _duration,

@@ -65,6 +65,15 @@ def _check_references(tree: Map, service: Map, path: Path, problems: Problems) -
     )
     for section in ("configs", "secrets"):
         refer(section, section, (f.get("source") for f in service.get(section) or ()))
+        for index, file in enumerate(service.get(section) or ()):
+            if not file.get("source"):
+                problems.on(tree, (*path, section, index), "'source' is missing")
+    build = service.get("build") or {}
+    for key, context in (build.get("additional_contexts") or {}).items():
+        other = context.removeprefix("service:")
+        if other != context and "build" not in (tree["services"].get(other) or ()):
+            at = (*path, "build", "additional_contexts", key)
+            problems.on(tree, at, f"service {other!r} has no build")
 
 
 def _near(name: str, known: Iterable[str]) -> str:
@@ -76,22 +85,17 @@ def _check_dependencies(
     tree: Map, disabled: Map, service: Map, path: Path, problems: Problems
 ) -> None:
     depends: Map = service.get("depends_on") or Map()
-    for name, how in list(depends.items()):
+    for name, how in depends.items():
         at = (*path, "depends_on", name)
         if name in tree["services"]:
             if name == path[1]:
                 problems.on(tree, at, f"service {name!r} depends on itself")
         elif name not in disabled:
-            if how.get("required", True):
-                near = _near(name, tree["services"])
-                problems.on(tree, at, f"service {name!r} is not defined{near}")
-            else:
-                del depends[name]
+            near = _near(name, tree["services"])
+            problems.on(tree, at, f"service {name!r} is not defined{near}")
         elif how.get("required", True):
             wanted = ", ".join(disabled[name].get("profiles") or ())
             problems.on(tree, at, f"service {name!r} is disabled; activate a profile of: {wanted}")
-        else:
-            del depends[name]
 
 
 def _check_cycles(tree: Map, services: Map, problems: Problems) -> None:
@@ -119,6 +123,14 @@ def _check_cycles(tree: Map, services: Map, problems: Problems) -> None:
 def _check_contradictions(tree: Map, service: Map, path: Path, problems: Problems) -> None:
     if service.get("network_mode") and service.get("networks"):
         problems.on(tree, (*path, "network_mode"), "network_mode and networks exclude each other")
+    mounted: dict[str, str] = {}
+    for key in ("tmpfs", "volumes"):
+        for index, mount in enumerate(service.get(key) or ()):
+            target = mount.partition(":")[0] if key == "tmpfs" else mount["target"]
+            if target in mounted:
+                message = f"{target} is mounted already, by {mounted[target]}"
+                problems.on(tree, (*path, key, index), message)
+            mounted[target] = f"{key}[{index}]"
     deploy: Map = service.get("deploy") or Map()
     scale, number = service.get("scale"), deploy.get("replicas")
     if scale is not None and number is not None and scale != number:
@@ -142,12 +154,6 @@ def _check_contradictions(tree: Map, service: Map, path: Path, problems: Problem
             (*path, "container_name"),
             f"{replicas(service)} replicas cannot share one container name; remove container_name",
         )
-    check = service.get("healthcheck") or {}
-    test = list(check.get("test") or ())
-    if test in (["CMD"], ["CMD-SHELL"]):
-        problems.on(tree, (*path, "healthcheck", "test"), f"{test[0]} needs a command after it")
-    if check.get("disable") and test and test != ["NONE"]:
-        problems.on(tree, (*path, "healthcheck"), "disable and test exclude each other")
 
 
 def _check_ports(tree: Map, service: Map, path: Path, problems: Problems) -> None:

@@ -97,8 +97,8 @@ def _braced(body: str, text: str, lookup: Lookup, missing: Callable[[str], None]
 
 def _boolean(text: str, warn: Callable[[str], None]) -> bool:
     word = text.lower()
-    if word in ("true", "false", "1", "0", "t", "f"):
-        return word[0] in "t1"
+    if word in ("true", "false"):
+        return word == "true"
     if word in ("y", "yes", "on", "n", "no", "off"):
         value = word in ("y", "yes", "on")
         warn(f'"{text}" for a boolean is not YAML 1.2; write {str(value).lower()}')
@@ -120,15 +120,9 @@ def _number(text: str, warn: Callable[[str], None]) -> float:
         raise ValueError(f"{text!r} is not a number") from None
 
 
-def _maybe_whole(text: str, warn: Callable[[str], None]) -> int | str:
-    number = go_integer(text)
-    return text if number is None else number
-
-
 # Attributes whose text becomes a value of another type. "*" is any key, "[]" any item.
 _SERVICE = {
     "attach": _boolean,
-    "blkio_config": {"weight": _whole, "weight_device": {"[]": {"weight": _whole}}},
     "build": {
         "no_cache": _boolean,
         "privileged": _boolean,
@@ -137,11 +131,10 @@ _SERVICE = {
     },
     "configs": {"[]": {"mode": _whole}},
     "cpu_count": _whole,
-    "cpu_percent": _number,
-    "cpu_period": _maybe_whole,
-    "cpu_quota": _maybe_whole,
-    "cpu_rt_period": _maybe_whole,
-    "cpu_rt_runtime": _maybe_whole,
+    "cpu_period": _whole,
+    "cpu_quota": _whole,
+    "cpu_rt_period": _whole,
+    "cpu_rt_runtime": _whole,
     "cpu_shares": _whole,
     "cpus": _number,
     "depends_on": {"*": {"required": _boolean, "restart": _boolean}},

@@ -1,6 +1,6 @@
 """The loader: files to a stack, stage by stage.
 
-read -> interpolate -> schema -> canonical (per document) -> extends -> include -> merge (per file)
+read -> interpolate -> schema -> canonical -> include -> extends (per document) -> merge (of all)
 -> profiles -> normalise -> consistency -> model values. A stage that finds errors finds all of
 them, then loading ends. Pure: files come through `read`, variables through `env`.
 """
@@ -17,11 +17,18 @@ from orchestra.compose.canonical import Folder, canonical
 from orchestra.compose.errors import ComposeError, ComposeErrors, Problems
 from orchestra.compose.extends import Extending
 from orchestra.compose.interpolate import BadTemplate, interpolate, substitute
-from orchestra.compose.merge import clear, distinct, merge
-from orchestra.compose.normalise import Read, normalise, project_name, split_profiles
+from orchestra.compose.merge import clear, distinct, merge, without_nulls
+from orchestra.compose.normalise import (
+    Read,
+    normalise,
+    project_name,
+    resolve_variables,
+    split_profiles,
+)
 from orchestra.compose.schema import validate
 from orchestra.compose.stack import relative_binds, to_stack
 from orchestra.compose.tree import Map, Path, Place, Seq, place_of
+from orchestra.compose.yaml import Document
 from orchestra.model.service import Stack
 
 __all__ = ["ComposeError", "ComposeErrors", "Loaded", "Project", "SourceFile", "load", "project"]
@@ -123,6 +130,9 @@ def _project(
 ) -> Project:
     documents = [(f, yaml.read(f.text, f.path, problems)) for f in files]
     problems.check()
+    if not any(trees for _, trees in documents):
+        problems.at(Place(files[0].path if files else ""), (), "the compose file is empty")
+        problems.check()
     name = _name(documents, env, name, directory, problems)
     env = {**env, "COMPOSE_PROJECT_NAME": name}
     loading = _Loading(env, Folder(directory, env.get("HOME", "")), read, problems)
@@ -135,7 +145,7 @@ def _project(
 
 
 def _name(
-    documents: Sequence[tuple[SourceFile, Sequence[yaml.Document]]],
+    documents: Sequence[tuple[SourceFile, Sequence[Document]]],
     env: Mapping[str, str],
     given: str | None,
     directory: str,
@@ -143,7 +153,7 @@ def _name(
 ) -> str:
     """The project's name: asked for, of the environment, of the last file that has one, or of the
     directory."""
-    wanted = given or env.get("COMPOSE_PROJECT_NAME")
+    wanted = asked = given or env.get("COMPOSE_PROJECT_NAME")
     place = Place(documents[0][0].path) if documents else Place()
     for _, trees in documents if not wanted else ():
         for document in trees:
@@ -156,8 +166,8 @@ def _name(
                     problems.at(place, ("name",), str(error))
     wanted = wanted or posixpath.basename(directory.rstrip("/"))
     name = project_name(wanted)
-    if not name:
-        message = f"{wanted!r} makes no project name; it needs a letter or digit (-p NAME)"
+    if not name or (asked and name != asked):
+        message = f"{wanted!r} is no project name: a-z, 0-9, _ and - only, a letter or digit first"
         problems.at(place, ("name",), message)
     return name
 
@@ -177,26 +187,27 @@ class _Loading:
 
     def merged(
         self,
-        documents: Sequence[tuple[SourceFile, Sequence[yaml.Document]]],
+        documents: Sequence[tuple[SourceFile, Sequence[Document]]],
         chain: tuple[str, ...],
     ) -> Map:
         """All documents of all files as one; `chain` are the files that include these."""
         result = Map()
         for file, trees in documents:
             for document in trees:
-                tree = self._prepared(document, self.folder)
+                written = without_nulls(document.tree, result)
+                tree = self._prepared(Document(written, document.resets), self.folder)
                 if tree is None:
                     self.broken = True
                     continue
                 errors = len(self.problems.errors)
-                tree = self.extending.apply(tree, document.resets, file.path)
                 tree = self._with_included(tree, document.resets, (*chain, file.path))
+                tree = self.extending.apply(tree, document.resets, file.path)
                 self.broken |= len(self.problems.errors) > errors
                 clear(result, document.resets)
                 result = merge(result, distinct(tree))
         return result
 
-    def _prepared(self, document: yaml.Document, folder: Folder) -> Map | None:
+    def _prepared(self, document: Document, folder: Folder) -> Map | None:
         """One document interpolated, checked against the schema and in long forms."""
         before = len(self.problems.errors)
         tree = interpolate(document.tree, self.env.get, self.problems)
@@ -209,7 +220,7 @@ class _Loading:
             return None
         return canonical(tree, folder, self.problems)
 
-    def _read_file(self, path: str, tree: Map, at: Path) -> list[yaml.Document] | None:
+    def _read_file(self, path: str, tree: Map, at: Path) -> list[Document] | None:
         try:
             text = self.read(path).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -244,7 +255,7 @@ class _Loading:
             entry = {"path": entry} if isinstance(entry, str) else entry
             included = self._included(entry, tree, at, chain)
             if included is not None:
-                base = merge(base, included)
+                base = merge(included, base)
         if base:
             clear(base, resets)
             base.pop("name", None)
@@ -275,7 +286,12 @@ class _Loading:
             documents.append((SourceFile(path, ""), read))
         env = self._included_environment(entry, directory, tree, at)
         inner = _Loading(env, Folder(directory, self.folder.home), self.read, self.problems)
-        return inner.merged(documents, chain)
+        result = inner.merged(documents, chain)
+        self.broken |= inner.broken
+        services: Map = result.get("services") or Map()
+        for name, service in services.items():
+            services[name] = resolve_variables(service, env)
+        return result
 
     def _included_environment(
         self, entry: Mapping[str, object], directory: str, tree: Map, at: Path

@@ -36,6 +36,30 @@ def merge_service(base: Map, over: Map) -> Map:
     return _merge_maps(base, over, ("services", ""))
 
 
+def without_nulls(over: Map, base: Map) -> Map:
+    """A document as written, less the attributes of services that it leaves empty (`restart:`).
+
+    Over an attribute of `base` an empty one says nothing; alone, the schema has its say.
+    """
+    services, there = over.get("services"), base.get("services")
+    if not isinstance(services, Map) or not isinstance(there, Map):
+        return over
+    result = Map(over, over.places)
+    result["services"] = Map(services, services.places)
+    for name, service in services.items():
+        known = there.get(name) or ()
+        if isinstance(service, Map) and known:
+            result["services"][name] = Map(
+                {
+                    k: v
+                    for k, v in service.items()
+                    if v is not None or k not in known or k in _REPLACED
+                },
+                service.places,
+            )
+    return result
+
+
 def distinct(tree: Map) -> Map:
     """A document with the doubles within each of its own lists removed."""
     return _merge_maps(Map(), tree, ())
@@ -69,7 +93,7 @@ def _merge(base: Any, over: Any, path: Path) -> Any:
         return _merge_maps(base, over, path)
     if isinstance(base, Seq) and isinstance(over, Seq) and name not in _REPLACED:
         return _add(base, over, path)
-    if over is None and isinstance(base, (Map, Seq)):
+    if over is None and isinstance(base, (Map, Seq)) and name not in _REPLACED:
         return base
     return over
 
@@ -116,7 +140,7 @@ def _file_key(default: str) -> Callable[[Map], Any]:
 _KEYS: dict[str, Callable[[Any], Any]] = {
     "ports": port_key,
     "volumes": lambda v: v["target"],
-    "devices": lambda d: d.get("target") if isinstance(d, Map) else d,
+    "devices": lambda d: d.get("target") or repr(d),
     "configs": _file_key("/"),
     "secrets": _file_key("/run/secrets/"),
     "env_file": lambda e: e["path"],

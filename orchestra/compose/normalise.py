@@ -81,7 +81,7 @@ def _service(
     read: Read,
     problems: Problems,
 ) -> Map:
-    result = Map(service, service.places)
+    result = Map(resolve_variables(service, env), service.places)
     alone = service.get("network_mode") or "provider" in service
     if not service.get("networks") and not alone:
         result["networks"] = Map({"default": None})
@@ -96,6 +96,8 @@ def _service(
         result["build"] = build
     if service.get("image") and "pre_start" in result:
         result["pre_start"] = [{"image": service["image"], **h} for h in result["pre_start"]]
+    if result.get("pull_policy") == "if_not_present":
+        result["pull_policy"] = "missing"
     _imply_dependencies(result)
     _read_environment(result, path, env, read, problems)
     _read_label_files(result, path, env, read, problems)
@@ -123,6 +125,17 @@ def _imply_dependencies(service: Map) -> None:
         if other not in depends
     }
     service["depends_on"] = Map({**depends, **added}, depends.places)
+
+
+def resolve_variables(service: Map, env: Mapping[str, str]) -> Map:
+    """A service whose variables without a value take that of `env`, where it has one."""
+    own: Map | None = service.get("environment")
+    if not own or all(v is not None for v in own.values()):
+        return service
+    result = Map(service, service.places)
+    values = {k: env.get(k) if v is None else v for k, v in own.items()}
+    result["environment"] = Map(values, own.places)
+    return result
 
 
 def _read_environment(
@@ -156,7 +169,7 @@ def _read_environment(
         except dotenv.BadEnvFile as error:
             problems.at(place, where, f"env file {entry['path']}, {error}")
     own: Map = service.get("environment") or Map()
-    values |= {k: env.get(k) if v is None else v for k, v in own.items()}
+    values |= own
     if values:
         service["environment"] = Map(values, own.places)
     service.pop("env_file", None)
@@ -176,4 +189,3 @@ def _read_label_files(
     if "label_file" in service:
         own: Map = service.get("labels") or Map()
         service["labels"] = Map({**labels, **own}, own.places)
-        del service["label_file"]

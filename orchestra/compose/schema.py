@@ -53,7 +53,9 @@ def validate(tree: Map, problems: Problems) -> None:
 
     # Named on purpose: the version is ours to choose, not the document's. What is right is left
     # out, so that one bad service among many costs a search for words only there.
-    for error in Draft7Validator(schema()).iter_errors(_suspects(tree)):
+    validator = Draft7Validator(schema())
+    errors = list(validator.iter_errors(_suspects(tree))) or validator.iter_errors(tree)
+    for error in errors:
         for path, message in _explain(error, tuple(error.absolute_path)):
             problems.on(tree, path, message)
 
@@ -95,6 +97,9 @@ def _explain(error: ValidationError, path: Path) -> Iterable[tuple[Path, str]]:
         yield path, f"{instance!r} does not match {rule}"
     elif kind in ("minimum", "maximum"):
         yield path, f"must be at {'least' if kind == 'minimum' else 'most'} {rule}, not {instance}"
+    elif kind == "uniqueItems":
+        doubles = sorted({str(i) for i in instance if instance.count(i) > 1})
+        yield path, f"names {', '.join(doubles)} twice"
     else:
         yield path, error.message
 

@@ -64,14 +64,16 @@ _PROPERTIES = {"properties", "patternProperties", "additionalProperties", "requi
 def _type(part: Mapping[str, Any], build: _Build) -> Fits:
     names = [part["type"]] if isinstance(part["type"], str) else part["type"]
     types = tuple(t for name in names for t in _TYPES[name])
+    plain = bool in types
     whole = "integer" in names and "number" not in names
-    if bool in types:
-        fits: Fits = lambda value: isinstance(value, types)  # noqa: E731
-    else:  # Python's booleans are integers, JSON's are not
-        fits = lambda value: isinstance(value, types) and value is not True and value is not False  # noqa: E731
-    if not whole:
-        return fits
-    return lambda value: fits(value) or (isinstance(value, float) and value.is_integer())
+
+    def fits(value: Any) -> bool:
+        if isinstance(value, types):
+            # Python's booleans are integers, JSON's are not.
+            return plain or not isinstance(value, bool)
+        return whole and isinstance(value, float) and value.is_integer()
+
+    return fits
 
 
 def _enum(part: Mapping[str, Any], build: _Build) -> Fits:
@@ -105,6 +107,10 @@ def _maximum(part: Mapping[str, Any], build: _Build) -> Fits:
 def _items(part: Mapping[str, Any], build: _Build) -> Fits:
     fits = build(part["items"])
     return lambda value: not isinstance(value, list) or all(map(fits, value))
+
+
+def _unique(part: Mapping[str, Any], build: _Build) -> Fits:
+    return lambda value: not isinstance(value, list) or len(set(map(repr, value))) == len(value)
 
 
 def _property_names(part: Mapping[str, Any], build: _Build) -> Fits:
@@ -153,5 +159,6 @@ _KEYWORDS: Mapping[str, Callable[[Mapping[str, Any], _Build], Fits]] = {
     "minimum": _minimum,
     "maximum": _maximum,
     "items": _items,
+    "uniqueItems": _unique,
     "propertyNames": _property_names,
 }

@@ -23,6 +23,8 @@ def port(text: str) -> list[dict[str, Any]]:
     head, _, target = body.rpartition(":")
     address, published = _address(head, text)
     first, last = _range(target, text)
+    if not first:
+        raise ValueError(f"{text!r}: a container has no port 0")
     entry: dict[str, Any] = {"mode": "ingress"}
     if address:
         entry["host_ip"] = address
@@ -55,8 +57,8 @@ def _range(text: str, whole: str) -> tuple[int, int]:
     if not low.isdecimal() or (high and not high.isdecimal()) or text.endswith("-"):
         raise ValueError(f"{whole!r}: {text!r} is no port or range of ports")
     first, last = int(low), int(high or low)
-    if not (0 < first <= last <= 65535):
-        raise ValueError(f"{whole!r}: {text!r} is no port or range of ports within 1-65535")
+    if not (0 <= first <= last <= 65535):
+        raise ValueError(f"{whole!r}: {text!r} is no port or range of ports within 0-65535")
     return first, last
 
 

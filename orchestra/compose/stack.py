@@ -211,6 +211,7 @@ class _Builder:
                     bool(how.get("restart", False)),
                 )
                 for other, how in (value.get("depends_on") or {}).items()
+                if other in self.tree["services"]  # else disabled, and not required
             ),
             healthcheck=self.healthcheck(value.get("healthcheck"), (*path, "healthcheck")),
             restart=self.restart(value, deploy, mode, path),
@@ -268,10 +269,16 @@ class _Builder:
             if "-" in published:
                 self.refuse(at, f"a choice of published ports ({published}) is not supported yet")
                 continue
+            if not (published or "0").isdecimal() or int(published or 0) > 65535:
+                self.refuse(at, f"{published!r} is no port within 1-65535")
+                continue
+            if not 0 < port["target"] < 65536:
+                self.refuse(at, f"{port['target']} is no port within 1-65535")
+            self.one_of(port["protocol"].lower(), short.PROTOCOLS, (*at, "protocol"))
             yield Port(
                 target=port["target"],
-                published=int(published) if published else None,
-                protocol=port.get("protocol", "tcp").lower(),
+                published=int(published or 0) or None,
+                protocol=port["protocol"].lower(),
                 mode=self.choice(PortMode, port.get("mode"), PortMode.INGRESS, (*at, "mode")),
                 host_ip=port.get("host_ip", ""),
                 name=port.get("name", ""),
@@ -344,12 +351,10 @@ class _Builder:
         return mount
 
     def files(self, value: Map, kind: str, folder: str, path: Path) -> Iterable[FileReference]:
-        for index, file in enumerate(value.get(f"{kind}s") or ()):
-            at = (*path, f"{kind}s", index)
+        for file in value.get(f"{kind}s") or ():
             source = file.get("source")
             if not source:
-                self.refuse(at, "'source' is missing")
-                continue
+                continue  # already said by the consistency checks
             target = file.get("target") or source
             yield FileReference(
                 source=f"{kind}/{source}",
@@ -369,6 +374,8 @@ class _Builder:
                 path, "changing the image's healthcheck without a test is not supported yet"
             )
             return None
+        if list(value["test"]) in (["CMD"], ["CMD-SHELL"]):
+            self.refuse((*path, "test"), f"{value['test'][0]} needs a command after it")
         check = Healthcheck(
             test=tuple(value["test"]),
             interval=_seconds(value.get("interval"), 30.0),

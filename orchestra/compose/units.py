@@ -23,7 +23,8 @@ _SECONDS = {
     "d": Decimal(86400),
     "w": Decimal(7 * 86400),
 }
-_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?b)?", re.IGNORECASE)
+_EXPONENT_FROM = 6
+_BYTES = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*([kmgtp]?)(i?b)?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 
@@ -105,13 +106,12 @@ def spell(value: Any) -> str:
 
 
 def _spell_float(value: float) -> str:
-    mantissa, _, exponent = f"{value!r}".partition("e")
-    power = Decimal(repr(value)).adjusted() if value else 0
-    if -4 <= power < 21:
-        return _trim(Decimal(repr(value))) if value else "0"
-    if not exponent:
-        digits = "".join(c for c in mantissa if c.isdigit()).strip("0")
-        sign = "-" if value < 0 else ""
-        mantissa = sign + digits[0] + ("." + digits[1:] if digits[1:] else "")
-        exponent = str(power)
-    return f"{mantissa}e{'-' if power < 0 else '+'}{abs(power):02}"
+    """The shortest digits that mean `value`; an exponent from 1e+06 on, as Go's %v has it."""
+    digits = repr(value)
+    exact = Decimal(digits)
+    power = exact.adjusted() if value else 0
+    if -4 <= power < _EXPONENT_FROM:
+        return _trim(exact) if value or digits[0] != "-" else "-0"
+    significant = "".join(map(str, exact.as_tuple().digits)).rstrip("0")
+    mantissa = significant[0] + ("." + significant[1:] if significant[1:] else "")
+    return f"{'-' if value < 0 else ''}{mantissa}e{'-' if power < 0 else '+'}{abs(power):02}"

@@ -136,7 +136,9 @@ class _Builder:
                 return None
             return value
         if tag in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null"):
-            return _WORDS.get(node.value, node.value)
+            if node.value not in _WORDS:
+                self.problems.at(self.place(node), path, f"{node.value!r} is not what {tag} means")
+            return _WORDS.get(node.value)
         return node.value
 
     def sequence(self, node: Any, path: Path) -> Seq:
@@ -203,7 +205,8 @@ def resolve(text: str) -> Any:
     if number is not None:
         return number
     if _FLOAT.fullmatch(digits):
-        return float(digits)
+        value = float(digits)
+        return text if value in (float("inf"), float("-inf")) else value
     if _INFINITE.fullmatch(text):
         return float("nan") if "n" in text.lower()[:2] else float("inf")
     date = _DATE.fullmatch(text)
@@ -219,14 +222,16 @@ def _integer(digits: str) -> int | None:
     body = unsigned[2:] if base else unsigned
     if base is None:
         base = 8 if len(body) > 1 and body[0] == "0" else 10
+    if digits == "-0":
+        return None  # the float -0.0, as compose has it
     try:
         if not body.isascii() or not body.isalnum():
             return None
         number = int(body, base)
     except ValueError:
         return None
-    if number >= 1 << 64:
-        return None
+    if number >= 1 << 64 or (digits[0] == "-" and number > 1 << 63):
+        return None  # beyond 64 bits: a float
     return -number if digits[0] == "-" else number
 
 

@@ -1,4 +1,4 @@
-"""nftables: text in, in one atomic transaction; text and JSON out.
+"""nftables: text in, in one atomic transaction; text out.
 
 An :class:`Nft` works in one network namespace, that of the thread that made it. It calls
 libnftables.so.1 in-process (0.1 ms for a small change, where starting `nft` costs 13 ms) and falls
@@ -10,18 +10,16 @@ include/uapi/linux/netfilter/nf_tables.h.
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import shutil
 import socket
 import struct
 import subprocess
-from typing import Any, Protocol
+from typing import Protocol
 
 from orchestra.linux import netns
 
 _LIBRARY = "libnftables.so.1"
-_OUTPUT_JSON = 1 << 4
 _NETLINK_NETFILTER = 12
 _GETGEN, _NEWGEN = 10 << 8 | 16, 10 << 8 | 15
 
@@ -31,7 +29,7 @@ class NftError(Exception):
 
 
 class _Runner(Protocol):
-    def run(self, text: str, as_json: bool) -> str: ...
+    def run(self, text: str) -> str: ...
 
     def close(self) -> None: ...
 
@@ -59,13 +57,7 @@ class Nft:
 
     def run(self, text: str) -> str:
         """Apply a text as one transaction and return what it printed. Raises NftError."""
-        return self._runner.run(text, False)
-
-    def listing(self, text: str) -> list[dict[str, Any]]:
-        """The objects that a `list` command finds, as libnftables-json(5) shows them."""
-        out = self._runner.run(text, True)
-        found: list[dict[str, Any]] = json.loads(out)["nftables"] if out else []
-        return found
+        return self._runner.run(text)
 
     def table(self, family: str, name: str) -> str:
         """One table as nft prints it, or "" if there is none."""
@@ -96,7 +88,6 @@ class _Library:
         self._nft.nft_ctx_new.restype = ctypes.c_void_p
         self._nft.nft_ctx_new.argtypes = [ctypes.c_uint32]
         self._nft.nft_run_cmd_from_buffer.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-        self._nft.nft_ctx_output_set_flags.argtypes = [ctypes.c_void_p, ctypes.c_uint]
         for name in ("nft_ctx_get_output_buffer", "nft_ctx_get_error_buffer"):
             getattr(self._nft, name).restype = ctypes.c_char_p
             getattr(self._nft, name).argtypes = [ctypes.c_void_p]
@@ -106,8 +97,7 @@ class _Library:
         self._nft.nft_ctx_buffer_output(self._context)
         self._nft.nft_ctx_buffer_error(self._context)
 
-    def run(self, text: str, as_json: bool) -> str:
-        self._nft.nft_ctx_output_set_flags(self._context, _OUTPUT_JSON if as_json else 0)
+    def run(self, text: str) -> str:
         refused = self._nft.nft_run_cmd_from_buffer(self._context, text.encode())
         out: bytes = self._nft.nft_ctx_get_output_buffer(self._context)
         error: bytes = self._nft.nft_ctx_get_error_buffer(self._context)
@@ -126,8 +116,8 @@ class _Program:
         self._program = program
         self._namespace = netns.current()
 
-    def run(self, text: str, as_json: bool) -> str:
-        command = [self._program, *(["-j"] if as_json else []), "-f", "-"]
+    def run(self, text: str) -> str:
+        command = [self._program, "-f", "-"]
         with netns.entered(self._namespace):
             done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
         if done.returncode:

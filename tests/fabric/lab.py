@@ -90,8 +90,10 @@ class Server:
         self._stream.settimeout(None)
         self._datagram.bind(("0.0.0.0", port))
         self._datagram.settimeout(None)
-        for work in (self._serve_streams, self._serve_datagrams):
-            threading.Thread(target=work, daemon=True).start()
+        works = (self._serve_streams, self._serve_datagrams)
+        self._threads = [threading.Thread(target=work) for work in works]
+        for thread in self._threads:
+            thread.start()
 
     def _serve_streams(self) -> None:
         with contextlib.suppress(OSError):  # closed
@@ -112,7 +114,10 @@ class Server:
         for file in (self._stream, self._datagram):
             with contextlib.suppress(OSError):
                 file.shutdown(socket.SHUT_RDWR)
-            file.close()
+        for thread in self._threads:
+            thread.join()
+        self._stream.close()
+        self._datagram.close()
 
 
 class Refused(Exception):

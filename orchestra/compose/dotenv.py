@@ -63,13 +63,22 @@ def parse(text: str, lookup: Lookup) -> dict[str, str]:
     return values
 
 
-def parse_raw(text: str) -> dict[str, str]:
-    """`format: raw`: everything after the first `=` is the value, quotes and dollars too."""
-    values = {}
-    for line in text.removeprefix("\ufeff").splitlines():
-        if line.strip() and not line.lstrip().startswith("#"):
-            key, _, value = line.partition("=")
-            values[key.strip()] = value
+def parse_raw(text: str, lookup: Lookup) -> dict[str, str]:
+    """`format: raw`: everything after the first `=` is the value, quotes and dollars too.
+
+    A key alone takes the caller's value. Raises BadEnvFile.
+    """
+    values: dict[str, str] = {}
+    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
+        line = line.lstrip()
+        if not line or line.startswith("#"):
+            continue
+        key, equals, value = line.partition("=")
+        if not key or any(letter.isspace() for letter in key):
+            raise BadEnvFile(number, f"{line!r}: a name may not contain blanks")
+        inherited = None if equals else lookup(key)
+        if equals or inherited is not None:
+            values[key] = value if inherited is None else inherited
     return values
 
 
@@ -97,7 +106,7 @@ def _read_value(text: str, start: int, end: int, number: int) -> tuple[str, str,
     quote = text[start] if start < end and text[start] in "'\"" else ""
     if not quote:
         value = text[start:end]
-        comment = re.search(r"(?:^|\s)#", value)
+        comment = re.search(r"\s#", value)
         return (value[: comment.start()] if comment else value).strip(), "", end + 1
     index = start + 1
     while index < len(text) and text[index] != quote:

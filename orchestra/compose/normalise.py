@@ -159,13 +159,12 @@ def _read_environment(
         except (OSError, UnicodeDecodeError) as error:
             problems.at(place, where, f"cannot read env file {entry['path']}: {error}")
             continue
-        if entry.get("format") == "raw":
-            values |= dotenv.parse_raw(text)
-            continue
-        if entry.get("format"):
-            problems.at(place, where, f"format must be raw, not {entry['format']!r}")
+        how = entry.get("format", "")
+        if how not in ("", "raw"):
+            problems.at(place, where, f"format must be raw, not {how!r}")
         try:
-            values.update(dotenv.parse(text, known))
+            raw = how == "raw"
+            values.update(dotenv.parse_raw(text, known) if raw else dotenv.parse(text, known))
         except dotenv.BadEnvFile as error:
             problems.at(place, where, f"env file {entry['path']}, {error}")
     own: Map = service.get("environment") or Map()

@@ -363,10 +363,9 @@ async def connect(
 
 
 async def _log_in(target: SshTarget, check: _HostKeyCheck, tunnel: Any) -> Any:
-    algorithms: tuple[str, ...] = HOST_KEY_ALGORITHMS
-    if target.host_key:
-        kind = target.host_key.split()[0]
-        algorithms = ("rsa-sha2-512", "rsa-sha2-256") if kind == "ssh-rsa" else (kind,)
+    # The pinned kind first, so that the host shows that key if it has it.
+    kind = target.host_key.split(" ")[0].replace("ssh-rsa", "rsa-sha2")
+    algorithms = sorted(HOST_KEY_ALGORITHMS, key=lambda name: not (kind and kind in name))
     options: dict[str, Any] = {"client_keys": [target.identity]} if target.identity else {}
     try:
         return await _in_asyncio(
@@ -379,7 +378,7 @@ async def _log_in(target: SshTarget, check: _HostKeyCheck, tunnel: Any) -> Any:
                 known_hosts=([], [], []),
                 client_factory=lambda: check,
                 preferred_auth="publickey",
-                server_host_key_algs=list(algorithms),
+                server_host_key_algs=algorithms,
                 encryption_algs=list(CIPHERS),
                 compression_algs=["none"],
                 connect_timeout=CONNECT_TIMEOUT,
@@ -402,16 +401,6 @@ async def _log_in(target: SshTarget, check: _HostKeyCheck, tunnel: Any) -> Any:
             f"cannot use the private key {target.identity or 'of this user'}: {error}; a key with "
             "a passphrase works through ssh-agent"
         ) from None
-    except asyncssh.KeyExchangeFailed as error:
-        if target.host_key and "host key" in str(error):
-            expected = _fingerprint(target.host_key)
-            raise HostKeyMismatch(
-                f"{target.host} has no host key of the pinned kind ({expected}): it is another "
-                "machine or was reinstalled. If the change is known, add the node again",
-                "",
-                expected,
-            ) from None
-        raise Unreachable(f"{target.host} and this client share no algorithm: {error}") from None
     except (OSError, TimeoutError, asyncssh.Error) as error:
         if isinstance(error, FileNotFoundError) and target.identity:
             raise AuthenticationFailed(

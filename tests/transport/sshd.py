@@ -70,6 +70,7 @@ def running_sshd(settings: Mapping[str, str] = {}) -> Iterator[Sshd]:
     """Run an sshd; with the context it ends, its sessions too, and its folder goes."""
     with tempfile.TemporaryDirectory(prefix="orchestra-sshd-") as name:
         folder = Path(name)
+        folder.chmod(0o755)  # the key file is read as the user who logs in
         make_key(folder / "host_key")
         make_key(folder / "user_key")
         with socket.socket() as probe:

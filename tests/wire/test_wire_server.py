@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -351,7 +353,8 @@ def test_a_pooled_connection_that_the_server_closed_is_replaced() -> None:
                 async with client.request("GET", "/") as answer:
                     await answer.read()
             assert len(streams) == 1
-            streams[0].socket.shutdown(trio.socket.SHUT_RDWR)  # what a restart of it looks like
+            with socket.socket(fileno=os.dup(streams[0].socket.fileno())) as same:
+                same.shutdown(socket.SHUT_RDWR)  # as if the server had ended it while idle
             async with client.request("GET", "/") as answer:
                 assert await answer.read() == b"hello"
             assert len(streams) == 2

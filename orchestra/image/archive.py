@@ -11,6 +11,7 @@ found by what it is; names only say which member is meant.
 from __future__ import annotations
 
 import contextlib
+import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -161,7 +162,7 @@ class _Members:
         if member.blob.size > limit:
             raise Invalid(f"{what} is larger than {limit} bytes")
         path = member.blob.path
-        if self._store.has_blob(member.digest):
+        if not os.path.exists(path):  # published since
             path = self._store.blob_path(member.digest)
         with open(path, "rb") as file:
             return file.read()

@@ -6,6 +6,7 @@ by more than a few pieces, so memory stays flat whatever a stream's length.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import queue
 import threading
@@ -63,23 +64,15 @@ def ahead(pieces: Iterator[bytes]) -> Generator[bytes, None, None]:
     done: queue.Queue[bytes | BaseException | None] = queue.Queue(_AHEAD)
     stopped = threading.Event()
 
-    def put(item: bytes | BaseException | None) -> bool:
-        while not stopped.is_set():
-            try:
-                done.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
     def run() -> None:
         try:
             for piece in pieces:
-                if not put(piece):
+                done.put(piece)
+                if stopped.is_set():
                     return
-            put(None)
-        except BaseException as error:
-            put(error)
+            done.put(None)
+        except BaseException as error:  # the reader's to raise
+            done.put(error)
 
     thread = threading.Thread(target=run, name="image-ahead", daemon=True)
     thread.start()
@@ -90,7 +83,17 @@ def ahead(pieces: Iterator[bytes]) -> Generator[bytes, None, None]:
             yield item
     finally:
         stopped.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                done.get_nowait()  # room for the one put that may be waiting
         thread.join()
+
+
+def interruptible(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass a stream on in a trio worker thread; raises Cancelled where its task is cancelled."""
+    for piece in pieces:
+        trio.from_thread.check_cancelled()
+        yield piece
 
 
 class Measured:

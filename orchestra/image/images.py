@@ -28,7 +28,7 @@ from orchestra.image.archive import (
 from orchestra.image.changes import apply_changes
 from orchestra.image.compression import Compression, decompress, gzip, peek, sniff
 from orchestra.image.digest import Digest, is_digest
-from orchestra.image.flow import Measured, ahead, pull, push
+from orchestra.image.flow import Measured, ahead, interruptible, pull, push
 from orchestra.image.layer import Limits, chain_id
 from orchestra.image.media import (
     CONFIG_LIMIT,
@@ -110,6 +110,7 @@ class Images:
         self._store = Store(root)
         self._known: dict[Digest, _Known] = {}
         self._snapshot = _Snapshot()
+        self._store.forget_waiting(self._live().blobs)
         self._store.sweep(self._live)
         self._refresh()
 
@@ -506,7 +507,7 @@ class Images:
         limit = max(self._limits.ratio_from, packed * self._limits.ratio)
         pieces = ahead(_bounded(tar, limit, layer.digest))
         try:
-            unpack(pieces, space.diff, lowers=lowers, limits=self._limits)
+            unpack(interruptible(pieces), space.diff, lowers=lowers, limits=self._limits)
             for _ in pieces:
                 pass  # what follows the tar's end belongs to the digest
         except OSError as error:

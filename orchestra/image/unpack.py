@@ -126,16 +126,27 @@ class _Tree:
                 fd = os.open(name, _DIRECTORY, dir_fd=self._fds[-1])
             except FileNotFoundError:
                 fd = self._imply(name)
+            except NotADirectoryError:
+                if not self._is_white(name):
+                    raise
+                os.unlink(name, dir_fd=self._fds[-1])
+                fd = self._imply(name)
+                os.setxattr(fd, OPAQUE_XATTR, b"y")
             self._path.append(name)
             self._fds.append(fd)
         return self._fds[-1]
+
+    def _is_white(self, name: str) -> bool:
+        """Whether `name` is here only as a whiteout of this layer."""
+        there = os.stat(name, dir_fd=self._fds[-1], follow_symlinks=False)
+        return (*self._path, name) in self._whiteouts and stat.S_ISCHR(there.st_mode)
 
     def _imply(self, name: str) -> int:
         """Make a directory that the tar uses but has not described."""
         os.mkdir(name, 0o755, dir_fd=self._fds[-1])
         fd = os.open(name, _DIRECTORY, dir_fd=self._fds[-1])
         path = (*self._path, name)
-        below = _directory_below(self._lowers, path)
+        below = None if path in self._whiteouts else _directory_below(self._lowers, path)
         if below is None:
             os.fchmod(fd, 0o755)
             self._mtimes[path] = 0

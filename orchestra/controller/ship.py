@@ -8,17 +8,19 @@ tried again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import trio
 
 from orchestra.controller.link import Link, Silence
 from orchestra.image.images import Images
-from orchestra.image.ship import ship
+from orchestra.image.ship import Receiver
 from orchestra.model.node import NodeState
 from orchestra.plan.state import State, TaskRecord
 
 log = logging.getLogger(__name__)
+
+Ship = Callable[[Images, str, Sequence[str], Receiver, Callable[[int, int], None]], Awaitable[None]]
 
 AGAIN = 3.0  # seconds before a failed shipment is tried again
 
@@ -26,8 +28,11 @@ AGAIN = 3.0  # seconds before a failed shipment is tried again
 class Shipping:
     """The shipments that are under way; `changed` is called as they advance."""
 
-    def __init__(self, images: Images, nursery: trio.Nursery, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, images: Images, nursery: trio.Nursery, changed: Callable[[], None], ship: Ship
+    ) -> None:
         self._images = images
+        self._transfer = ship
         self._nursery = nursery
         self._changed = changed
         self._texts: dict[tuple[str, str], str] = {}  # (node's name, manifest) -> how far
@@ -69,7 +74,7 @@ class Shipping:
                 self._changed()
 
         try:
-            await ship(self._images, manifest, [image], link.ask(), report)
+            await self._transfer(self._images, manifest, [image], link.ask(), report)
             link.images.add(manifest)
         except Silence as error:
             log.warning("cannot ship %s to %s: %s", image, link.node.name, error)

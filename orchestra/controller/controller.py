@@ -1,0 +1,754 @@
+"""The cluster: takes wishes, decides, and brings every node to its share.
+
+One loop turns whatever changed (a wish, a report, a lost node) into the next state: absorb what
+ended, plan, enact, commit, push. Everything between reading the state and committing it happens
+without an `await`, so there is one writer and no lock. What is decided is pure and in `plan`; what
+takes time (connections, shipments, removals) runs beside the loop and calls `_changed` when done.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from urllib.parse import quote
+
+import trio
+from attrs import evolve
+
+from orchestra import __version__
+from orchestra.api.engine import Images as StoreOfImages
+from orchestra.controller import adopt, apply, resolve
+from orchestra.controller.events import Events
+from orchestra.controller.link import Connect, Link, Silence, Wanted
+from orchestra.controller.progress import look, task_rows
+from orchestra.controller.ship import Ship, Shipping
+from orchestra.controller.store import Store, new_state
+from orchestra.image.images import Images
+from orchestra.image.ship import ship
+from orchestra.model.cluster import (
+    ControllerInfo,
+    ImageNeed,
+    NodeStatus,
+    Plan,
+    Progress,
+    StackPhase,
+    StackRecord,
+    TaskStatus,
+)
+from orchestra.model.errors import Conflict, Invalid, NotFound, OrchestraError, Unavailable
+from orchestra.model.event import Event
+from orchestra.model.node import Availability, InventoryNode, NodeState
+from orchestra.model.service import Stack
+from orchestra.plan import demand as ask
+from orchestra.plan.addresses import pick_range
+from orchestra.plan.check import check_stack
+from orchestra.plan.enact import absorb, enact, release
+from orchestra.plan.forecast import forecast
+from orchestra.plan.reconcile import reconcile
+from orchestra.plan.standing import SETTLE
+from orchestra.plan.state import ImageFacts, NodeRecord, NodeView, State, View
+
+log = logging.getLogger(__name__)
+
+PROTOCOL = 1
+QUIET = 0.01  # seconds in which further changes join the one that woke the loop
+TICK = 0.5  # seconds between two looks while something waits for time to pass
+AGAIN = 3.0  # seconds before something that failed is tried again
+FIRST_CONTACT = 15.0  # seconds that adding a node may take
+FAREWELL = 5.0  # seconds for a node that leaves to take its empty assignment
+KEPT_PLANS = 32
+LOG_TAIL = 10  # lines of a failing container
+TOLD_FAILURES = 3  # containers whose last lines are shown
+
+
+class Controller:
+    """Implements `api.cluster.Cluster`; `run` must be running for anything to happen.
+
+    `connect` logs in at a node, `ship` brings an image there; they and `clock` (Unix time) are
+    what a simulation replaces.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        images: Images,
+        connect: Connect,
+        *,
+        name: str,
+        cluster_id: str,
+        role: str = "session",
+        clock: Callable[[], float] = time.time,
+        ship: Ship = ship,
+    ) -> None:
+        """`cluster_id` (32 hex digits) is used where the store is new."""
+        self.images: StoreOfImages = images
+        self._images = images
+        self._ship = ship
+        self._store = store
+        self._connect = connect
+        self._role = role
+        self._clock = clock
+        self._state = store.load() or new_state(name, cluster_id)
+        self._links: dict[str, Link] = {}  # by node name
+        self._wanted: dict[str, Wanted] = {}  # by node id
+        self._plan = Plan(self._state.generation)
+        self._planned: State | None = None  # the state that `_plan` leads to
+        self._serving_since: dict[str, float] = {}
+        self._shown: dict[tuple[str, int], Plan] = {}  # plans that users saw
+        self._removals: dict[str, str] = {}  # stack -> what its removal waits for
+        self._events = Events()
+        self._looked = trio.Event()  # every node was heard, or is known to be down
+        self._news = trio.Event()  # for the loop
+        self._moved = trio.Event()  # for those who watch
+        self._nursery: trio.Nursery | None = None
+        self._shipping: Shipping | None = None
+
+    async def run(
+        self,
+        inventory: Sequence[InventoryNode] = (),
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Connect to all nodes and decide until cancelled; the nodes are left as they are."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            self._shipping = Shipping(self._images, nursery, self._changed, self._ship)
+            known = {record.name: record.node for record in self._state.nodes.values()}
+            for node in {**{n.name: n for n in inventory}, **known}.values():
+                self._open_link(node)
+            task_status.started()
+            await self._first_look()
+            self._looked.set()
+            while True:
+                news = self._news
+                try:
+                    pause = self._step()
+                except OrchestraError as error:  # the store's disk is full, say: try again
+                    log.error("cannot go on: %s", error)
+                    pause = AGAIN
+                with trio.move_on_after(pause):
+                    await news.wait()
+                await trio.sleep(QUIET)
+
+    # --- the loop ------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+
+    def _tell(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()
+
+    async def _first_look(self) -> None:
+        """Observe all, then plan: wait until every node was heard or its lease has run out."""
+        while any(link.state is NodeState.UNKNOWN for link in self._links.values()):
+            await self._news.wait()
+
+    def _step(self) -> float:
+        """Decide once; how long to wait for news until deciding again anyway."""
+        self._enroll()
+        if self._orphaned():
+            for link in self._links.values():
+                link.want(None)
+            self._tell()
+            return float("inf")
+        assert self._shipping is not None
+        links = self._links_by_id()
+        view = self._view()
+        before = self._state
+        state = absorb(before, view)
+        state = release(state, self._shipping.arrived(state, links))
+        plan = reconcile(state, view)
+        state, refused = enact(state, plan, view)
+        state = self._forget_removed(state)
+        state, wanted = apply.next_wanted(state, view, self._wanted, links)
+        self._commit(state)
+        self._wanted = wanted
+        for node_id, mine in wanted.items():
+            if node_id in links:
+                links[node_id].want(mine)
+        self._plan = evolve(plan, blocked=(*plan.blocked, *refused))
+        self._planned = state
+        for action in plan.actions:
+            self._events.action(action, self._clock())
+        self._tell()
+        if plan.actions and not refused:
+            return 0.0
+        if not self._plan.empty or self._unsettled(view):
+            return TICK
+        return float("inf")
+
+    def _unsettled(self, view: View) -> bool:
+        return any(view.now - since < 2 * SETTLE for since in view.serving_since.values())
+
+    def _commit(self, state: State) -> None:
+        self._store.commit(state)
+        self._state = state
+
+    def _wish(self, state: State) -> None:
+        """Commit what a user asked for, under the next generation, and let the loop see it."""
+        self._commit(evolve(state, generation=state.generation + 1))
+        self._changed()
+
+    def _view(self) -> View:
+        now = self._clock()
+        nodes = {}
+        serving = set()
+        for record in self._state.nodes.values():
+            link = self._links[record.name]
+            nodes[record.id] = NodeView(record, link.state, link.observed, link.reason)
+            if link.observed is not None:
+                serving |= {t.id for t in link.observed.tasks if t.serving}
+        since = self._serving_since
+        self._serving_since = {task: since.get(task, now) for task in serving}
+        return View(now, nodes, self._serving_since)
+
+    def _links_by_id(self) -> dict[str, Link]:
+        return {record.id: self._links[record.name] for record in self._state.nodes.values()}
+
+    # --- nodes ---------------------------------------------------------------------------
+
+    def _open_link(self, node: InventoryNode) -> Link:
+        assert self._nursery is not None
+        link = Link(node, self._connect, self._changed)
+        self._links[node.name] = link
+        self._nursery.start_soon(link.run)
+        return link
+
+    def _enroll(self) -> None:
+        """Make records of nodes that are heard for the first time, or say why not."""
+        known = {record.name: record for record in self._state.nodes.values()}
+        for link in self._links.values():
+            if link.observed is None:
+                continue
+            name, facts = link.node.name, link.observed.facts
+            record = known.get(name)
+            if record is None:
+                try:
+                    self._add_record(link)
+                except Conflict as error:
+                    self._refuse(link, str(error))
+                else:
+                    self._refuse(link, "")
+            elif record.id != facts.id:
+                self._refuse(
+                    link,
+                    f"another node answers at {link.node.address}: its id is {facts.id[:12]}, "
+                    f"{name}'s is {record.id[:12]}; `orchestra node rm {name}` and add it again",
+                )
+            else:
+                self._refuse(link, "")
+
+    def _refuse(self, link: Link, why: str) -> None:
+        link.refused = why
+        if why and link.state is NodeState.READY:
+            link.state, link.reason = NodeState.NOT_READY, why
+
+    def _add_record(self, link: Link) -> None:
+        """Raises Conflict for a copy of a known node, or an underlay address that is taken."""
+        assert link.observed is not None
+        if self._orphaned():
+            return
+        node, facts = link.node, link.observed.facts
+        underlay = _underlay(node, facts.addresses)
+        for other in self._state.nodes.values():
+            if other.id == facts.id:
+                raise Conflict(
+                    f"{node.name} reports the same id as {other.name}: it is the same host, or a "
+                    "copy of it; give a copied host its own id with `orchestra node add` on a "
+                    "host whose /var/lib/orchestra was removed"
+                )
+            if other.underlay == underlay:
+                raise Conflict(
+                    f"{node.name} and {other.name} report the same underlay address {underlay}; "
+                    "give one of them another with `--underlay ADDRESS`"
+                )
+        identity = self._state.identity
+        if not identity.range:
+            identity = evolve(identity, range=pick_range(facts.routes))
+        index = identity.last_index + 1
+        record = NodeRecord(index, facts.id, node, underlay)
+        held = link.held.generation if link.held else 0
+        state = evolve(
+            self._state,
+            identity=evolve(identity, last_index=index),
+            nodes={**self._state.nodes, facts.id: record},
+            generation=max(self._state.generation, held),
+        )
+        self._commit(evolve(state, generation=state.generation + 1))
+        self._events.node("add", node.name, self._clock())
+
+    def _orphaned(self) -> int:
+        """A generation on the nodes that this store does not know of; 0 = none."""
+        mine = self._state.identity.id
+        found = 0
+        for link in self._links.values():
+            held = link.held
+            if held is None or not held.generation or not held.cluster:
+                continue
+            if held.cluster != mine or held.generation > self._state.generation:
+                found = max(found, held.generation)
+        return found
+
+    def _refuse_orphaned(self) -> None:
+        found = self._orphaned()
+        if found:
+            raise Conflict(
+                f"the nodes hold generation {found}, this controller's store only "
+                f"{self._state.generation}: another controller has changed the cluster, or the "
+                "store was lost. Nothing is overwritten; `orchestra cluster adopt` rebuilds the "
+                "store from the nodes"
+            )
+
+    def nodes(self) -> Sequence[NodeStatus]:
+        known = {record.name: record for record in self._state.nodes.values()}
+        rows = []
+        for name, link in sorted(self._links.items()):
+            record = known.get(name)
+            observed = link.observed
+            ago = trio.current_time() - link.last_seen if link.last_seen else 0.0
+            rows.append(
+                NodeStatus(
+                    node=record.node if record else link.node,
+                    state=link.state,
+                    id=record.id if record else "",
+                    index=record.index if record else 0,
+                    availability=record.availability if record else Availability.ACTIVE,
+                    reason=link.reason,
+                    facts=observed.facts if observed else None,
+                    applied=observed.applied if observed else 0,
+                    last_seen=self._clock() - ago if link.last_seen else 0.0,
+                )
+            )
+        return rows
+
+    async def put_node(self, node: InventoryNode) -> NodeStatus:
+        self._refuse_orphaned()
+        record = self._record_named(node.name)
+        if record is not None:
+            changed = evolve(record, node=node)
+            self._wish(evolve(self._state, nodes={**self._state.nodes, record.id: changed}))
+        link = self._links.get(node.name)
+        if link is not None and _login(link.node) != _login(node):
+            link.scope.cancel()
+            link = None
+        if link is None:
+            link = self._open_link(node)
+        link.node = node
+        with trio.move_on_after(FIRST_CONTACT):
+            while self._record_named(node.name) is None or link.observed is None:
+                if link.refused or self._orphaned():
+                    break
+                await self._moved.wait()
+        if self._record_named(node.name) is None:
+            link.scope.cancel()
+            del self._links[node.name]
+            self._refuse_orphaned()
+            if link.refused:
+                raise Conflict(f"cannot add node {node.name}: {link.refused}")
+            raise Unavailable(f"cannot add node {node.name}: {link.reason}")
+        return next(row for row in self.nodes() if row.node.name == node.name)
+
+    async def remove_node(self, name: str, force: bool = False) -> None:
+        record = self._node(name)
+        self._refuse_orphaned()
+        tasks = [t.task.slot for t in self._state.tasks.values() if t.task.node == record.id]
+        volumes = [v for v, holders in self._state.volumes.items() if record.id in holders]
+        if (tasks or volumes) and not force:
+            what = f"runs {', '.join(sorted(tasks))}" if tasks else f"holds {', '.join(volumes)}"
+            raise Conflict(
+                f"cannot remove node {name}: it {what}; `orchestra node drain {name}` empties it, "
+                "--force removes it with what it holds"
+            )
+        state = evolve(
+            self._state,
+            nodes={i: n for i, n in self._state.nodes.items() if i != record.id},
+            volumes={
+                volume: kept
+                for volume, holders in self._state.volumes.items()
+                if (kept := tuple(h for h in holders if h != record.id))
+            },
+        )
+        self._wish(state)
+        link = self._links.pop(name)
+        link.want(apply.nothing(self._state, record))
+        with trio.move_on_after(FAREWELL):
+            while not link.pushed:
+                await self._news.wait()
+        link.scope.cancel()
+        self._events.node("remove", name, self._clock())
+        self._changed()
+
+    async def set_availability(self, name: str, availability: Availability) -> None:
+        self._change_node(evolve(self._node(name), availability=availability))
+
+    async def set_labels(self, name: str, labels: Mapping[str, str | None]) -> None:
+        record = self._node(name)
+        merged = {**record.node.labels, **labels}
+        kept = {key: value for key, value in merged.items() if value is not None}
+        self._change_node(evolve(record, node=evolve(record.node, labels=kept)))
+
+    def _change_node(self, record: NodeRecord) -> None:
+        self._refuse_orphaned()
+        self._links[record.name].node = record.node
+        self._wish(evolve(self._state, nodes={**self._state.nodes, record.id: record}))
+
+    def _record_named(self, name: str) -> NodeRecord | None:
+        return next((r for r in self._state.nodes.values() if r.name == name), None)
+
+    def _node(self, name: str) -> NodeRecord:
+        record = self._record_named(name)
+        if record is None:
+            known = ", ".join(sorted(r.name for r in self._state.nodes.values())) or "none"
+            raise NotFound(f"no node is called {name}; the cluster has: {known}")
+        return record
+
+    async def open_agent(self, node: str) -> trio.abc.HalfCloseableStream:
+        link = self._links.get(node)
+        if link is None:
+            raise NotFound(f"no node is called {node}; `orchestra node ls` lists them")
+        return await link.open_agent()
+
+    # --- stacks --------------------------------------------------------------------------
+
+    def info(self) -> ControllerInfo:
+        return ControllerInfo(
+            cluster=self._state.identity.name,
+            cluster_id=self._state.identity.id,
+            version=__version__,
+            protocol=PROTOCOL,
+            role=self._role,
+            generation=self._state.generation,
+            nodes=len(self._state.nodes),
+            heals=self._role == "daemon",
+            orphaned_generation=self._orphaned(),
+        )
+
+    def stacks(self) -> Sequence[StackRecord]:
+        return sorted(self._state.stacks.values(), key=lambda r: r.stack.name)
+
+    def stack(self, name: str) -> StackRecord:
+        record = self._state.stacks.get(name)
+        if record is None:
+            known = ", ".join(sorted(self._state.stacks)) or "none"
+            raise NotFound(f"no stack is called {name}; the cluster runs: {known}")
+        return record
+
+    async def image_needs(self, stack: Stack) -> Sequence[ImageNeed]:
+        await self._looked.wait()
+        links = list(self._links.values())
+        return [
+            await resolve.resolve(self._images, links, text) for text in resolve.image_texts(stack)
+        ]
+
+    async def plan(self, stack: Stack) -> Plan:
+        needs = await self._checked_needs(stack)
+        plan = self._foresee(stack, needs)
+        self._shown[stack.name, plan.generation] = plan
+        while len(self._shown) > KEPT_PLANS:
+            del self._shown[next(iter(self._shown))]
+        return plan
+
+    async def apply(self, stack: Stack, generation: int | None = None) -> int:
+        needs = await self._checked_needs(stack)
+        if generation is not None and generation != self._state.generation:
+            # Reports raise the generation too: what counts is whether the plan still is the same.
+            shown = self._shown.get((stack.name, generation))
+            if shown is None or shown.actions != self._foresee(stack, needs).actions:
+                raise Conflict(
+                    f"the cluster has changed since the plan of generation {generation} was made "
+                    f"(it is at {self._state.generation} now); plan again"
+                )
+        self._wish(self._with_stack(stack, needs))
+        self._events.stack("up", stack.name, self._clock())
+        return self._state.generation
+
+    async def _checked_needs(self, stack: Stack) -> Sequence[ImageNeed]:
+        await self._looked.wait()
+        self._refuse_orphaned()
+        for service in stack.services.values():
+            if not service.image:
+                raise Invalid(
+                    f"service {service.name} has no image; building is not supported yet: build it "
+                    "elsewhere and `orchestra image load` it"
+                )
+        record = self._state.stacks.get(stack.name)
+        if record is not None and record.removing:
+            raise Conflict(f"stack {stack.name} is being removed; wait until it is gone")
+        check_stack(self._state, self._view(), stack)
+        needs = await self.image_needs(stack)
+        for need in needs:
+            resolve.require(need)
+        return needs
+
+    def _with_stack(self, stack: Stack, needs: Sequence[ImageNeed]) -> State:
+        """The state in which `stack` is desired, as the file says: scale and stops are undone."""
+        before = self._state.stacks.get(stack.name)
+        record = StackRecord(
+            stack=stack,
+            revision=before.revision + 1 if before else 1,
+            updated=self._clock(),
+            images={need.image: need for need in needs},
+            restart_tokens=before.restart_tokens if before else {},
+        )
+        facts = {need.manifest: resolve.facts_of(self._images, need) for need in needs}
+        networks = {
+            name: evolve(known, internal=network.internal)
+            for network in stack.networks.values()
+            if not network.external and (known := self._state.networks.get(name := network.name))
+        }
+        return evolve(
+            self._state,
+            stacks={**self._state.stacks, stack.name: record},
+            images=_used_images(self._state, {**self._state.images, **facts}, facts),
+            networks={**self._state.networks, **networks},
+        )
+
+    def _foresee(self, stack: Stack, needs: Sequence[ImageNeed]) -> Plan:
+        view = self._view()
+        before = self._state
+        plan = forecast(absorb(self._with_stack(stack, needs), view), view, stack.name)
+        return evolve(plan, generation=before.generation)
+
+    async def remove_stack(self, name: str, volumes: bool = False) -> None:
+        self._refuse_orphaned()
+        record = evolve(self.stack(name), removing=True, remove_volumes=volumes)
+        self._put_stack(record)
+        self._events.stack("down", name, self._clock())
+
+    async def scale(self, name: str, replicas: Mapping[str, int]) -> None:
+        record = self.stack(name)
+        self._check_services(record, list(replicas))
+        for service, count in replicas.items():
+            if ask.is_global(record.stack.services[service]):
+                raise Invalid(f"cannot scale {service}: a global service has one task per node")
+            if count < 0:
+                raise Invalid(f"cannot scale {service} to {count} replicas")
+        self._put_stack(evolve(record, scale={**record.scale, **replicas}))
+
+    async def stop_services(self, name: str, services: Sequence[str]) -> None:
+        record = self.stack(name)
+        stopped = {*record.stopped, *self._check_services(record, services)}
+        self._put_stack(evolve(record, stopped=tuple(sorted(stopped))))
+
+    async def start_services(self, name: str, services: Sequence[str]) -> None:
+        record = self.stack(name)
+        stopped = set(record.stopped) - self._check_services(record, services)
+        self._put_stack(evolve(record, stopped=tuple(sorted(stopped)), updated=self._clock()))
+
+    async def restart_services(self, name: str, services: Sequence[str]) -> None:
+        """Running tasks are restarted in place by their nodes; those that ended run anew."""
+        self._refuse_orphaned()
+        record = self.stack(name)
+        chosen = self._check_services(record, services)
+        tokens = dict(record.restart_tokens)
+        for service in chosen:
+            tokens[service] = tokens.get(service, 0) + 1
+        tasks = dict(self._state.tasks)
+        for task_id, task in tasks.items():
+            mine = task.task
+            if mine.stack == name and mine.service in chosen and task.final is None:
+                tasks[task_id] = evolve(task, task=evolve(mine, restart_token=tokens[mine.service]))
+        state = evolve(self._state, tasks=tasks)
+        changed = evolve(record, restart_tokens=tokens)
+        self._wish(evolve(state, stacks={**state.stacks, name: changed}))
+
+    def _put_stack(self, record: StackRecord) -> None:
+        self._refuse_orphaned()
+        self._wish(evolve(self._state, stacks={**self._state.stacks, record.stack.name: record}))
+
+    def _check_services(self, record: StackRecord, services: Sequence[str]) -> set[str]:
+        """The named services of the stack; without names, all of them."""
+        for service in services:
+            if service not in record.stack.services:
+                known = ", ".join(sorted(record.stack.services))
+                raise NotFound(
+                    f"stack {record.stack.name} has no service {service}; it has: {known}"
+                )
+        return set(services or record.stack.services)
+
+    # --- removal -------------------------------------------------------------------------
+
+    def _forget_removed(self, state: State) -> State:
+        """Drop the records of stacks of which nothing is left."""
+        for name, record in state.stacks.items():
+            if not record.removing or any(t.task.stack == name for t in state.tasks.values()):
+                continue
+            volumes = [v for v in _own_volumes(record) if v in state.volumes]
+            if record.remove_volumes and volumes:
+                if name not in self._removals and self._nursery is not None:
+                    self._removals[name] = f"removing {', '.join(volumes)}"
+                    self._nursery.start_soon(self._remove_volumes, name, volumes)
+                continue
+            ports = {k: v for k, v in state.ports.items() if not k.startswith(f"{name}/")}
+            networks = {
+                key: evolve(
+                    network,
+                    vips={s: a for s, a in network.vips.items() if not s.startswith(f"{name}/")},
+                    released={
+                        **network.released,
+                        **{
+                            a: self._clock()
+                            for s, a in network.vips.items()
+                            if s.startswith(f"{name}/")
+                        },
+                    },
+                )
+                for key, network in state.networks.items()
+            }
+            stacks = {n: r for n, r in state.stacks.items() if n != name}
+            return evolve(
+                state,
+                stacks=stacks,
+                ports=ports,
+                networks=networks,
+                images=_used_images(evolve(state, stacks=stacks), state.images, {}),
+            )
+        return state
+
+    async def _remove_volumes(self, stack: str, volumes: Sequence[str]) -> None:
+        """Remove a stack's volumes from their nodes; what fails is tried again by the loop."""
+        gone = []
+        try:
+            for volume in volumes:
+                for node_id in self._state.volumes.get(volume, ()):
+                    await self._remove_volume(volume, self._state.nodes.get(node_id))
+                gone.append(volume)
+        except Silence as error:
+            self._removals[stack] = f"cannot remove volume {volumes[len(gone)]}: {error}"
+            log.warning("%s", self._removals[stack])
+            self._tell()
+            await trio.sleep(AGAIN)
+        finally:
+            kept = {v: n for v, n in self._state.volumes.items() if v not in gone}
+            self._commit(evolve(self._state, volumes=kept))
+            del self._removals[stack]
+            self._changed()
+
+    async def _remove_volume(self, volume: str, node: NodeRecord | None) -> None:
+        if node is None:
+            return
+        try:
+            client = self._links[node.name].ask()
+            await client.json("DELETE", f"/volumes/{quote(volume, safe='')}")
+        except NotFound:
+            log.info("volume %s is not on %s any more", volume, node.name)
+
+    # --- watching ------------------------------------------------------------------------
+
+    def tasks(self, name: str) -> Sequence[TaskStatus]:
+        self.stack(name)
+        assert self._shipping is not None
+        notes = self._shipping.notes(self._state)
+        return task_rows(self._state, self._view(), self._plan, name, notes)
+
+    async def progress(self, name: str) -> AsyncIterator[Progress]:
+        await self._looked.wait()
+        assert self._shipping is not None
+        shown = ""
+        while True:
+            moved = self._moved
+            self._refuse_orphaned()
+            if self._planned is self._state:
+                notes = self._shipping.notes(self._state)
+                sight = look(self._state, self._view(), self._plan, name, notes)
+                line = sight.progress
+                if name in self._removals:
+                    line = evolve(line, text=self._removals[name])
+                if line.phase is StackPhase.FAILED:
+                    line = evolve(line, log_tail=await self._last_lines(sight.failing))
+                if line.text != shown or line.phase not in (
+                    StackPhase.CONVERGING,
+                    StackPhase.REMOVING,
+                ):
+                    shown = line.text
+                    yield line
+                if line.phase not in (StackPhase.CONVERGING, StackPhase.REMOVING):
+                    return
+            await moved.wait()
+
+    async def _last_lines(self, tasks: Iterable[str]) -> tuple[str, ...]:
+        """The last log lines of failing containers, each under its slot's name."""
+        lines: list[str] = []
+        for task_id in list(tasks)[:TOLD_FAILURES]:
+            record = self._state.tasks.get(task_id)
+            node = self._state.nodes.get(record.task.node) if record else None
+            if record is None or node is None:
+                continue
+            query = {"stdout": 1, "stderr": 1, "tail": LOG_TAIL}
+            path = f"/containers/{quote(record.assigned.name, safe='')}/logs"
+            try:
+                with trio.fail_after(FAREWELL):
+                    client = self._links[node.name].ask()
+                    async with client.request("GET", path, query=query) as answer:
+                        data = await answer.read()
+            except Silence as error:
+                lines.append(f"{record.task.slot}: no logs: {error}")
+                continue
+            text = (data if record.assigned.spec.tty else _unframed(data)).decode(errors="replace")
+            lines += [f"{record.task.slot}: {line}" for line in text.splitlines()[-LOG_TAIL:]]
+        return tuple(lines)
+
+    def events(self) -> AsyncIterator[Event]:
+        return self._events.subscribe()
+
+    async def adopt(self) -> Sequence[str]:
+        await self._looked.wait()
+        held = []
+        silent = []
+        for name, link in self._links.items():
+            try:
+                client = link.ask()
+                generation, _ = await client.assignment_digests()
+                bodies = await client.assignment_bodies() if generation else {}
+            except Silence as error:
+                silent.append(f"{name} could not be asked: {error}")
+                continue
+            node_id = link.observed.facts.id if link.observed else ""
+            held.append(adopt.Legacy(node_id, name, generation, bodies))
+        state, told = adopt.rebuild(held, self._clock())
+        self._commit(state)
+        self._wanted = {}
+        for record in state.nodes.values():
+            if record.name not in self._links:
+                self._open_link(record.node)
+        self._changed()
+        return [*told, *silent]
+
+
+def _login(node: InventoryNode) -> tuple[object, ...]:
+    """What makes another connection necessary when it changes."""
+    return (node.address, node.port, node.user, node.identity, node.jump, node.host_key)
+
+
+def _underlay(node: InventoryNode, addresses: Sequence[str]) -> str:
+    """Where the node's tunnel ends: as told, else its SSH address, else its first address."""
+    if node.underlay:
+        return node.underlay
+    plain = [address.partition("/")[0] for address in addresses]
+    return node.address if node.address in plain or not plain else plain[0]
+
+
+def _own_volumes(record: StackRecord) -> list[str]:
+    return [v.name for v in record.stack.volumes.values() if not v.external]
+
+
+def _used_images(
+    state: State, images: Mapping[str, ImageFacts], fresh: Mapping[str, ImageFacts]
+) -> dict[str, ImageFacts]:
+    """Those of `images` that a task, a stack or `fresh` still names."""
+    used = {t.assigned.image_manifest for t in state.tasks.values()} | set(fresh)
+    used |= {need.manifest for r in state.stacks.values() for need in r.images.values()}
+    return {digest: facts for digest, facts in images.items() if digest in used}
+
+
+def _unframed(data: bytes) -> bytes:
+    """The payloads of Docker's stream frames (a header of 8 bytes, the last 4 a length)."""
+    out = []
+    while len(data) >= 8:
+        (size,) = struct.unpack(">I", data[4:8])
+        out.append(data[8 : 8 + size])
+        data = data[8 + size :]
+    return b"".join(out)

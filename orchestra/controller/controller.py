@@ -55,7 +55,7 @@ log = logging.getLogger(__name__)
 PROTOCOL = 1
 QUIET = 0.01  # seconds in which further changes join the one that woke the loop
 TICK = 0.5  # seconds between two looks while something waits for time to pass
-AGAIN = 3.0  # seconds before something that failed is tried again
+AGAIN = 1.0  # seconds before something that failed is tried again
 FIRST_CONTACT = 15.0  # seconds that adding a node may take
 FAREWELL = 5.0  # seconds for a node that leaves to take its empty assignment
 KEPT_PLANS = 32
@@ -578,7 +578,8 @@ class Controller:
                 continue
             volumes = [v for v in _own_volumes(record) if v in state.volumes]
             if record.remove_volumes and volumes:
-                if name not in self._removals and self._nursery is not None:
+                free = all(self._has_applied(state, h) for v in volumes for h in state.volumes[v])
+                if free and name not in self._removals and self._nursery is not None:
                     self._removals[name] = f"removing {', '.join(volumes)}"
                     self._nursery.start_soon(self._remove_volumes, name, volumes)
                 continue
@@ -607,6 +608,14 @@ class Controller:
                 images=_used_images(evolve(state, stacks=stacks), state.images, {}),
             )
         return state
+
+    def _has_applied(self, state: State, node_id: str) -> bool:
+        """Whether a node has done all it was last asked to: containers are gone with their tasks."""
+        node, wanted = state.nodes.get(node_id), self._wanted.get(node_id)
+        observed = self._links[node.name].observed if node else None
+        if observed is None or wanted is None:
+            return node is None
+        return observed.applied >= wanted.generation
 
     async def _remove_volumes(self, stack: str, volumes: Sequence[str]) -> None:
         """Remove a stack's volumes from their nodes; what fails is tried again by the loop."""

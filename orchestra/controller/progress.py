@@ -226,27 +226,26 @@ def _lines(
     notes: Mapping[str, str],
     good: Sequence[TaskRecord],
 ) -> list[str]:
-    """What keeps the stack from having converged, one text for each slot."""
-    lines: dict[str, str] = {}
-    for lack in lacks:
-        lines[lack.slot] = f"{lack.slot}: {lack.because}"
+    """What keeps the stack from having converged; slots of a service share a text."""
+    reasons: dict[str, str] = {lack.slot: lack.because for lack in lacks}
     up = {t.task.id for t in good}
     for task in live:
-        if task.task.id in up:
-            continue
+        slot, now = task.task.slot, stand[task.task.id]
         note = notes.get(task.task.id)
-        node = state.nodes.get(task.task.node)
-        where = node.name if node else "a removed node"
-        now = stand[task.task.id]
         if note:
-            lines[task.task.slot] = f"{task.task.slot}: {note}"
-        elif now is Standing.LOST and task.task.slot not in lines:
+            reasons[slot] = note
+        elif task.task.id in up or slot in reasons or now is Standing.LOST:
             continue  # a global slot of a lost node is not missed
-        elif task.task.slot not in lines:
+        else:
+            node = state.nodes.get(task.task.node)
             report = reports.get(task.task.id)
             error = f" ({report.error})" if report is not None and report.error else ""
-            lines[task.task.slot] = f"{task.task.slot} is {now.value} on {where}{error}"
-    return [lines[slot] for slot in sorted(lines)]
+            where = node.name if node else "a removed node"
+            reasons[slot] = f"it is {now.value} on {where}{error}"
+    groups: dict[tuple[str, str], list[str]] = {}
+    for slot in sorted(reasons):
+        groups.setdefault((slot.partition(".")[0], reasons[slot]), []).append(slot)
+    return [f"{', '.join(slots)}: {reason}" for (_, reason), slots in groups.items()]
 
 
 def _failure(task: TaskRecord, state: State, reports: Mapping[str, ObservedTask]) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 import trio
 from attrs import field, frozen
 
-from orchestra.agent.durable import write_durably
 from orchestra.agent.network import pick_range
 from orchestra.model.assignment import (
     FORMAT,
@@ -27,6 +26,7 @@ from orchestra.model.assignment import (
 from orchestra.model.codec import CodecError
 from orchestra.model.errors import Conflict, Failed, Invalid
 from orchestra.model.node import NodeFacts
+from orchestra.runtime.volumes import write_durably
 
 
 @frozen

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 
+import trio
 from attrs import evolve
 
 from orchestra.agent.complete import complete
@@ -19,7 +20,14 @@ from orchestra.agent.lifecycle import Lifecycle
 from orchestra.agent.names import generate
 from orchestra.agent.plumbing import Plumbing
 from orchestra.agent.top import TITLES, rows
-from orchestra.api.engine import Attachment, CreateRequest, EndpointWish, LogLine, LogOptions
+from orchestra.api.engine import (
+    Attachment,
+    CreateRequest,
+    EndpointWish,
+    Images,
+    LogLine,
+    LogOptions,
+)
 from orchestra.model.assignment import AssignedNetwork
 from orchestra.model.container import (
     Container,
@@ -44,7 +52,7 @@ class Engine:
         self, parts: Parts, lifecycle: Lifecycle, plumbing: Plumbing, facts: NodeFacts
     ) -> None:
         self.facts = facts
-        self.images = parts.images
+        self.images: Images = parts.images
         self._parts = parts
         self._containers = parts.containers
         self._runtime = parts.runtime
@@ -82,7 +90,7 @@ class Engine:
         wishes = {("bridge" if n == "default" else n): w for n, w in request.networks.items()}
         # The mode's network comes first: it is eth0.
         names = dict.fromkeys((mode, *wishes))
-        endpoints = {}
+        endpoints: dict[str, Endpoint] = {}
         for name in names:
             net = self._plumbing.find(name)
             wish = wishes.get(name, EndpointWish())
@@ -210,7 +218,7 @@ class Engine:
         users = [live.id for live in self._containers if name in live.container.volumes.values()]
         if users:
             raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
-        self._parts.volumes.remove(name)
+        await trio.to_thread.run_sync(self._parts.volumes.remove, name)
         self._parts.events.publish("volume", "destroy", name, {"driver": "local"})
 
     def networks(self) -> Sequence[AssignedNetwork]:

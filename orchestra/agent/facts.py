@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import orchestra
-from orchestra.agent.durable import write_durably
 from orchestra.fabric.render import place
 from orchestra.linux.netlink import Netlink, device_names
 from orchestra.model.node import NodeFacts
 from orchestra.model.paths import NodePaths
+from orchestra.runtime.volumes import write_durably
 
 PROTOCOL = 1
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "armv7l": "arm"}

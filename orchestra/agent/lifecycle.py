@@ -65,20 +65,20 @@ class Lifecycle:
 
         A container with `auto_remove` that cannot be started is removed.
         """
-        with trio.CancelScope(shield=True):
-            async with live.lock:
-                if live.running:
-                    return False
-                if live.container.status is ContainerStatus.REMOVING:
-                    raise Conflict("container is marked for removal and cannot be started")
-                live.back_off.cancel()
+        async with live.lock:
+            if live.running:
+                return False
+            if live.container.status is ContainerStatus.REMOVING:
+                raise Conflict("container is marked for removal and cannot be started")
+            live.back_off.cancel()
+            with trio.CancelScope(shield=True):
                 try:
                     await self._launch(live, Restarts(), restart_count=0)
                 except OrchestraError:
                     if live.container.spec.auto_remove:
                         await self._remove(live, volumes=True)
                     raise
-                return True
+        return True
 
     async def _launch(self, live: Live, restarts: Restarts, restart_count: int) -> None:
         container = live.container
@@ -388,16 +388,12 @@ class Lifecycle:
         live.settle("not-running", "next-exit", "removed")
 
     async def _remove_anonymous(self, live: Live) -> None:
-        for name in live.container.volumes.values():
-            shared = any(
-                name in other.container.volumes.values()
-                for other in self._containers
-                if other is not live
-            )
-            volume = self._volumes.get(name)
-            if volume.anonymous and not shared:
-                self._volumes.remove(name)
-                self._events.publish("volume", "destroy", name, {"driver": "local"})
+        others = [o for o in self._containers if o is not live]
+        shared = {name for other in others for name in other.container.volumes.values()}
+        anonymous = {v.name for v in self._volumes.list() if v.anonymous}
+        for name in anonymous.intersection(live.container.volumes.values()) - shared:
+            await trio.to_thread.run_sync(self._volumes.remove, name)
+            self._events.publish("volume", "destroy", name, {"driver": "local"})
 
     # --- the agent's own start -------------------------------------------------------------
 

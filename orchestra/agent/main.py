@@ -59,13 +59,14 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, filename=options.log_file or None)
     paths = NodePaths(options.state, options.run)
+    status = 0
     try:
         trio.run(_until_signal, paths, options.fabric, options.cgroup_parent)
     except* OrchestraError as errors:
         for error in _leaves(errors):
             print(f"orchestra agent: {error}", file=sys.stderr)
-        return 1
-    return 0
+        status = 1
+    return status
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

@@ -1,6 +1,5 @@
 """State, containers' table, events: what is kept and how it is found again."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -192,14 +191,3 @@ def test_generated_names_are_free_names():
         name = generate(taken)
         assert name not in taken
         taken.add(name)
-
-
-def test_a_write_is_all_or_nothing(tmp_path):
-    from orchestra.agent.durable import write_durably
-
-    path = tmp_path / "x.json"
-    write_durably(str(path), b"one")
-    write_durably(str(path), b"two")
-    assert path.read_bytes() == b"two"
-    assert os.stat(path).st_mode & 0o777 == 0o600
-    assert os.listdir(tmp_path) == ["x.json"]

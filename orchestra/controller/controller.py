@@ -610,12 +610,12 @@ class Controller:
         return state
 
     def _has_applied(self, state: State, node_id: str) -> bool:
-        """Whether a node has done all it was last asked to: containers are gone with their tasks."""
-        node, wanted = state.nodes.get(node_id), self._wanted.get(node_id)
-        observed = self._links[node.name].observed if node else None
-        if observed is None or wanted is None:
-            return node is None
-        return observed.applied >= wanted.generation
+        """Whether a node has done all it was asked to: ended tasks' containers are gone."""
+        node = state.nodes.get(node_id)
+        if node is None:
+            return True
+        observed = self._links[node.name].observed
+        return observed is not None and observed.applied >= state.generation
 
     async def _remove_volumes(self, stack: str, volumes: Sequence[str]) -> None:
         """Remove a stack's volumes from their nodes; what fails is tried again by the loop."""

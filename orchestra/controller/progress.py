@@ -241,7 +241,8 @@ def _lines(
             report = reports.get(task.task.id)
             error = f" ({report.error})" if report is not None and report.error else ""
             where = node.name if node else "a removed node"
-            reasons[slot] = f"it is {now.value} on {where}{error}"
+            word = "running, to be seen if it stays" if now is Standing.SERVING else now.value
+            reasons[slot] = f"it is {word} on {where}{error}"
     groups: dict[tuple[str, str], list[str]] = {}
     for slot in sorted(reasons):
         groups.setdefault((slot.partition(".")[0], reasons[slot]), []).append(slot)

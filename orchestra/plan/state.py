@@ -19,12 +19,16 @@ from orchestra.model.service import Resources
 
 @frozen
 class ClusterIdentity:
-    """`range` holds every network of the cluster ("" until the first node was seen)."""
+    """`range` holds every network of the cluster ("" until the first node was seen).
+
+    `last_index` is the highest node index ever given, so that none comes twice.
+    """
 
     name: str
     id: str
     range: str = ""
     vni: int = 0
+    last_index: int = 0
 
 
 @frozen

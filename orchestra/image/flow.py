@@ -90,7 +90,15 @@ def ahead(pieces: Iterator[bytes]) -> Generator[bytes, None, None]:
 
 
 def interruptible(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Pass a stream on in a trio worker thread; raises Cancelled where its task is cancelled."""
+    """Pass a stream on in a trio worker thread; raises Cancelled where its task is cancelled.
+
+    In other threads (a store that is being opened) there is no task, and nothing to look for.
+    """
+    try:
+        trio.from_thread.check_cancelled()
+    except RuntimeError:
+        yield from pieces
+        return
     for piece in pieces:
         trio.from_thread.check_cancelled()
         yield piece

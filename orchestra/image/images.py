@@ -8,13 +8,15 @@ work that fails leaves the store as it was, a full disk included.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
+from functools import partial
 from typing import TypeVar
 
 import trio
-from attrs import evolve, field, frozen
+from attrs import frozen
 
 from orchestra.image.archive import (
     Loaded,
@@ -25,11 +27,12 @@ from orchestra.image.archive import (
     read_archive,
     write_archive,
 )
+from orchestra.image.catalog import Catalog, Line, Removal, renamed, taggable
 from orchestra.image.changes import apply_changes
 from orchestra.image.compression import Compression, decompress, gzip, peek, sniff
-from orchestra.image.digest import Digest, is_digest
+from orchestra.image.digest import Digest
 from orchestra.image.flow import Measured, ahead, interruptible, pull, push
-from orchestra.image.layer import Limits, chain_id
+from orchestra.image.layer import Limits, chain_ids
 from orchestra.image.media import (
     CONFIG_LIMIT,
     MANIFEST_LIMIT,
@@ -47,7 +50,7 @@ from orchestra.image.media import (
     parse_manifest,
     select_platform,
 )
-from orchestra.image.reference import Reference, parse_reference
+from orchestra.image.reference import parse_reference
 from orchestra.image.store import (
     LayerSpace,
     Live,
@@ -59,11 +62,12 @@ from orchestra.image.store import (
 )
 from orchestra.image.unpack import unpack
 from orchestra.model.container import Image, ImageConfig
-from orchestra.model.errors import Conflict, Invalid, NotFound
+from orchestra.model.errors import Failed, Invalid, NotFound
 
 T = TypeVar("T")
 
-_SHORT = 12  # digits of an id in messages
+_log = logging.getLogger(__name__)
+
 _BLOCK = 4096  # bytes: what a directory entry needs at least
 
 
@@ -75,24 +79,6 @@ class _Known:
     document: ImageDocument
     chains: tuple[Digest, ...]  # lowest first
     size: int
-
-
-@frozen
-class _Named:
-    """A record with the image it leads to."""
-
-    name: str  # canonical, "" for an untagged image
-    target: Descriptor
-    image: Image
-
-
-@frozen
-class _Snapshot:
-    """What lookup reads: replaced as a whole, never changed."""
-
-    images: tuple[Image, ...] = ()
-    named: tuple[_Named, ...] = ()
-    lowers: Mapping[str, tuple[str, ...]] = field(factory=dict)  # by image id
 
 
 class Images:
@@ -109,7 +95,8 @@ class Images:
         self._limits = limits
         self._store = Store(root)
         self._known: dict[Digest, _Known] = {}
-        self._snapshot = _Snapshot()
+        self._catalog = Catalog()
+        self._heal()
         self._store.forget_waiting(self._live().blobs)
         self._store.sweep(self._live)
         self._refresh()
@@ -118,19 +105,19 @@ class Images:
 
     def list(self) -> Sequence[Image]:
         """All images, the newest first."""
-        return self._snapshot.images
+        return self._catalog.images
 
     def get(self, ref: str) -> Image:
         """The image that `ref` (id, name, name@digest, unique beginning of an id) means.
 
         NotFound("No such image: ..."), Invalid where an id's beginning fits several.
         """
-        image, _ = self._resolve(ref)
-        return image
+        return self._catalog.find(ref)[0]
 
     def lowers(self, image_id: str) -> tuple[str, ...]:
         """The directories of the image's layers, topmost first, as overlayfs takes them."""
-        return self._snapshot.lowers[self._by_id(image_id).id]
+        catalog = self._catalog
+        return catalog.lowers[catalog.by_id(image_id).id]
 
     def manifest_digest(self, ref: str) -> str:
         return self.get(ref).manifest_digest
@@ -139,52 +126,6 @@ class Images:
         """The blobs that make up an image, the manifest last, with their sizes in bytes."""
         digests = reachable(self._store, Digest(manifest_digest))
         return {str(digest): self._store.blob_size(digest) for digest in digests}
-
-    def _by_id(self, image_id: str) -> Image:
-        for image in self._snapshot.images:
-            if image.id == image_id:
-                return image
-        raise NotFound(f"No such image: {image_id}")
-
-    def _resolve(self, ref: str) -> tuple[Image, str]:
-        """The image and the canonical name by which it was found ("": by id or digest)."""
-        if is_digest(ref):
-            for image in self._snapshot.images:
-                if ref in (image.id, image.manifest_digest):
-                    return image, ""
-            raise NotFound(f"No such image: {ref}")
-        shown = ref
-        try:
-            reference = parse_reference(ref).tagged()
-        except Invalid:
-            if not _is_beginning(ref):
-                raise
-        else:
-            shown = reference.familiar()
-            found = self._named(reference)
-            if found is not None:
-                return found
-        if _is_beginning(ref):
-            beginning = f"sha256:{ref.removeprefix('sha256:')}"
-            fitting = [image for image in self._snapshot.images if image.id.startswith(beginning)]
-            if len(fitting) == 1:
-                return fitting[0], ""
-            if fitting:
-                raise Invalid(f"image id {ref!r} is ambiguous: {len(fitting)} images begin with it")
-        raise NotFound(f"No such image: {shown}")
-
-    def _named(self, reference: Reference) -> tuple[Image, str] | None:
-        for line in self._snapshot.named:
-            if not line.name:
-                continue
-            if reference.digest:
-                repository = parse_reference(line.name).repository
-                digests = (line.target.digest, line.image.manifest_digest)
-                if repository == reference.repository and reference.digest in digests:
-                    return line.image, line.name
-            elif line.name == reference.canonical():
-                return line.image, line.name
-        return None
 
     # bringing images in
 
@@ -213,7 +154,7 @@ class Images:
         `name` may be "" (untagged); `changes` as in changes.py; `message` is the image's comment.
         """
         config = apply_changes(ImageConfig(), changes)
-        canonical = _taggable(name).canonical() if name else ""
+        canonical = taggable(name).canonical() if name else ""
 
         def work() -> str:
             with self._changing() as pins:
@@ -293,7 +234,7 @@ class Images:
         Invalid names the blobs that are missing.
         """
         digest = Digest(manifest_digest)
-        canonical = tuple(_taggable(name).canonical() for name in names)
+        canonical = tuple(taggable(name).canonical() for name in names)
 
         def work() -> Image:
             with self._changing() as pins:
@@ -304,7 +245,7 @@ class Images:
                 manifest = self._complete(target, pins)
                 self._name(target, canonical)
                 self._store.forget_waiting(reachable(self._store, digest))
-                return self._by_id(str(manifest.config.digest))
+                return self._catalog.by_id(str(manifest.config.digest))
 
         return await self._run(f"make image {digest}", work)
 
@@ -316,7 +257,7 @@ class Images:
         targets: dict[Digest, Descriptor] = {}
         names: dict[Digest, dict[str, None]] = {}
         for ref in refs:
-            for line in self._to_save(ref):
+            for line in self._catalog.to_save(ref):
                 targets[line.target.digest] = line.target
                 names.setdefault(line.target.digest, {}).update({line.name: None})
         return self._saving(
@@ -339,32 +280,11 @@ class Images:
                 async for piece in pieces:
                     yield piece
 
-    def _to_save(self, ref: str) -> Sequence[_Named]:
-        lines = self._snapshot.named
-        image, name = self._resolve(ref) if self._is_exact(ref) else (None, _repository(ref))
-        if image is None:
-            return [line for line in lines if _repository(line.name) == name]
-        if name:
-            return [line for line in lines if line.name == name]
-        return [evolve(next(line for line in lines if line.image.id == image.id), name="")]
-
-    def _is_exact(self, ref: str) -> bool:
-        """Whether `ref` says more than a repository that is here."""
-        try:
-            reference = parse_reference(ref)
-        except Invalid:
-            return True
-        if reference.tag or reference.digest:
-            return True
-        return not any(
-            _repository(line.name) == reference.repository for line in self._snapshot.named
-        )
-
     async def tag(self, ref: str, name: str) -> None:
         """Give the image another name; the name leaves the image that had it."""
-        canonical = _taggable(name).canonical()
-        image, _ = self._resolve(ref)
-        target = next(line.target for line in self._snapshot.named if line.image.id == image.id)
+        canonical = taggable(name).canonical()
+        catalog = self._catalog
+        target = catalog.of(catalog.find(ref)[0])[0].target
 
         def work() -> None:
             self._name(target, (canonical,))
@@ -375,63 +295,46 @@ class Images:
         self, ref: str, force: bool = False, in_use: Mapping[str, str] | None = None
     ) -> Sequence[tuple[str, str]]:
         """Take a name away, or the image with all its names where `ref` is an id or the name is
-        the last one. Returns ("Untagged", name) and ("Deleted", id or chain id) pairs.
+        the last one (catalog.py says what is refused). Returns ("Untagged", name) and
+        ("Deleted", id or chain id) pairs."""
+        removal = self._catalog.removal(ref, force, in_use or {})
+        return await self._run(f"remove image {ref}", lambda: self._remove(removal))
 
-        `in_use` maps image ids to a container that has them: Conflict in docker's words. With
-        `force` a name is taken from an image in use, whose data stays, untagged.
-        """
-        image, name = self._resolve(ref)
-        user = (in_use or {}).get(image.id)
-        short = image.id.removeprefix("sha256:")[:_SHORT]
-        names = [
-            line.name for line in self._snapshot.named if line.image.id == image.id and line.name
-        ]
-        if name:
-            if len(names) == 1 and user and not force:
-                raise Conflict(
-                    f'conflict: unable to remove repository reference "{ref}" (must force) - '
-                    f"container {user} is using its referenced image {short}"
-                )
-            gone = [name]
-        else:
-            if user:
-                raise Conflict(
-                    f"conflict: unable to delete {short} (cannot be forced) - image is being used "
-                    f"by container {user}"
-                )
-            if len({_repository(name) for name in names}) > 1 and not force:
-                raise Conflict(
-                    f"conflict: unable to delete {short} (must be forced) - image is referenced in "
-                    "multiple repositories"
-                )
-            gone = names
-        keep = bool(set(names) - set(gone)) or user is not None
-
-        def work() -> Sequence[tuple[str, str]]:
-            return self._remove(image, gone, keep)
-
-        return await self._run(f"remove image {ref}", work)
-
-    def _remove(self, image: Image, names: Sequence[str], keep: bool) -> Sequence[tuple[str, str]]:
-        lines = self._snapshot.named
-        targets = {line.target.digest for line in lines if line.image.id == image.id}
+    def _remove(self, removal: Removal) -> Sequence[tuple[str, str]]:
+        image = removal.image
+        targets = {line.target.digest for line in self._catalog.of(image)}
 
         def change(records: tuple[Record, ...]) -> tuple[Record, ...]:
-            for name in names:
-                records = _renamed(records, name, None)
-            if keep:
+            for name in removal.names:
+                records = renamed(records, name, None)
+            if removal.keep:
                 return records
             return tuple(r for r in records if r.name or r.target.digest not in targets)
 
-        chains = {chain.hex: str(chain) for chain in _chain_ids(image.layers)}
         self._change(change)
         swept = set(self._store.sweep(self._live))
-        pairs = [("Untagged", parse_reference(name).familiar()) for name in names]
-        if not keep:
+        pairs = [("Untagged", parse_reference(name).familiar()) for name in removal.names]
+        if not removal.keep:
             pairs.append(("Deleted", image.id))
-        return pairs + [("Deleted", chain) for hex, chain in chains.items() if hex in swept][::-1]
+        chains = [chain for chain in chain_ids(image.layers) if chain.hex in swept]
+        return pairs + [("Deleted", str(chain)) for chain in reversed(chains)]
 
     # the steps of it
+
+    def _heal(self) -> None:
+        """Unpack layers that are gone from the disk again; forget images whose blobs are damaged,
+        and say so: one broken image must not keep the others from being used."""
+        for record in self._store.records:
+            try:
+                with self._store.pinning() as pins:
+                    self._complete(record.target, pins)
+            except (Invalid, NotFound, Failed) as error:
+                _log.error(
+                    "image %s is forgotten, load it again: %s",
+                    parse_reference(record.name).familiar() if record.name else "without a name",
+                    error,
+                )
+                self._store.change(partial(_without, gone=record))
 
     @contextmanager
     def _changing(self) -> Iterator[Pins]:
@@ -479,7 +382,7 @@ class Images:
                 f"image {digest} has {len(manifest.layers)} layers, its configuration names "
                 f"{len(document.diff_ids)}"
             )
-        chains = _chains(document)
+        chains = chain_ids(document.diff_ids)
         lowers: tuple[str, ...] = ()
         for layer, diff_id, chain in zip(manifest.layers, document.diff_ids, chains):
             pins.add(chain.hex)
@@ -525,7 +428,7 @@ class Images:
 
         def change(records: tuple[Record, ...]) -> tuple[Record, ...]:
             for name in names:
-                records = _renamed(records, name, target)
+                records = renamed(records, name, target)
             if not any(r.target.digest == target.digest for r in records):
                 records = (*records, Record("", target))
             return records
@@ -538,30 +441,30 @@ class Images:
             self._refresh()
 
     def _refresh(self) -> None:
-        """Make the snapshot that lookup reads."""
+        """Make the catalog that lookup reads."""
         known: dict[Digest, _Known] = {}
         by_id: dict[str, list[tuple[Record, Digest]]] = {}
         for record in self._store.records:
             digest, manifest = self._manifest_at(record.target)
             known[digest] = self._known.get(digest) or self._describe(manifest)
             by_id.setdefault(str(manifest.config.digest), []).append((record, digest))
-        images, named, lowers = [], [], {}
+        images, all_lines, lowers = [], [], {}
         for image_id, lines in by_id.items():
             digest = lines[0][1]
             records = [record for record, _ in lines]
             image = _image(image_id, digest, records, known[digest])
             images.append(image)
-            named += [_Named(record.name, record.target, image) for record in records]
+            all_lines += [Line(record.name, record.target, image) for record in records]
             chains = reversed(known[digest].chains)
             lowers[image_id] = tuple(self._store.layer(chain) for chain in chains)
         images.sort(key=lambda image: (-image.created, image.id))
         self._known = known
-        self._snapshot = _Snapshot(tuple(images), tuple(named), lowers)
+        self._catalog = Catalog(tuple(images), tuple(all_lines), lowers)
 
     def _describe(self, manifest: Manifest) -> _Known:
         raw = self._store.read_blob(manifest.config.digest, CONFIG_LIMIT)
         document = parse_image(raw, f"image configuration {manifest.config.digest}")
-        chains = _chains(document)
+        chains = chain_ids(document.diff_ids)
         size = sum(self._store.layer_size(chain) for chain in chains)
         return _Known(manifest, document, chains, size)
 
@@ -572,7 +475,7 @@ class Images:
             blobs.update(reachable(self._store, record.target.digest))
             _, manifest = self._manifest_at(record.target)
             raw = self._store.read_blob(manifest.config.digest, CONFIG_LIMIT)
-            layers.update(chain.hex for chain in _chains(parse_image(raw)))
+            layers.update(chain.hex for chain in chain_ids(parse_image(raw).diff_ids))
         return Live(frozenset(blobs), frozenset(layers))
 
 
@@ -602,31 +505,8 @@ def _image(image_id: str, manifest: Digest, records: Sequence[Record], known: _K
     )
 
 
-def _renamed(
-    records: tuple[Record, ...], name: str, target: Descriptor | None
-) -> tuple[Record, ...]:
-    """The records with `name` on `target`, or on nothing. An image that loses its last name stays,
-    untagged; one that gets a name is untagged no more."""
-    kept = [record for record in records if record.name != name]
-    if target is not None:
-        kept = [r for r in kept if r.name or r.target.digest != target.digest]
-        kept.append(Record(name, target))
-    for record in records:
-        digest = record.target.digest
-        if record.name == name and not any(r.target.digest == digest for r in kept):
-            kept.append(Record("", record.target))
-    return tuple(kept)
-
-
-def _chains(document: ImageDocument) -> tuple[Digest, ...]:
-    return _chain_ids(document.diff_ids)
-
-
-def _chain_ids(diff_ids: Sequence[str]) -> tuple[Digest, ...]:
-    chains: list[Digest] = []
-    for diff_id in diff_ids:
-        chains.append(chain_id(chains[-1] if chains else "", Digest(diff_id)))
-    return tuple(chains)
+def _without(records: tuple[Record, ...], *, gone: Record) -> tuple[Record, ...]:
+    return tuple(record for record in records if record != gone)
 
 
 def _bounded(pieces: Measured, limit: int, layer: Digest) -> Iterator[bytes]:
@@ -638,21 +518,3 @@ def _bounded(pieces: Measured, limit: int, layer: Digest) -> Iterator[bytes]:
                 "decompression bomb and refused"
             )
         yield piece
-
-
-def _repository(name: str) -> str:
-    return parse_reference(name).repository if name else ""
-
-
-def _taggable(name: str) -> Reference:
-    """The reference that `name` is as a tag: "latest" added, a digest refused."""
-    reference = parse_reference(name)
-    if reference.digest:
-        raise Invalid(f"cannot name an image {name!r}: a digest is what it is, not a name to give")
-    return reference.tagged()
-
-
-def _is_beginning(ref: str) -> bool:
-    """Whether `ref` may be the beginning of an id."""
-    digits = ref.removeprefix("sha256:")
-    return 0 < len(digits) <= 64 and all(digit in "0123456789abcdef" for digit in digits)

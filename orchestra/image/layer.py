@@ -9,6 +9,8 @@ Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories").
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attrs import frozen
 
 from orchestra.image.digest import Digest
@@ -32,6 +34,10 @@ class Limits:
     depth: int = 256  # directories within each other
 
 
-def chain_id(parent: str, diff_id: Digest) -> Digest:
-    """The chain id of `diff_id` on top of the chain `parent` ("": at the bottom)."""
-    return Digest.of(f"{parent} {diff_id}".encode()) if parent else diff_id
+def chain_ids(diff_ids: Sequence[str]) -> tuple[Digest, ...]:
+    """The chain id of every layer on top of those before it, lowest first."""
+    chains: list[Digest] = []
+    for diff_id in diff_ids:
+        own = Digest(diff_id)
+        chains.append(Digest.of(f"{chains[-1]} {own}".encode()) if chains else own)
+    return tuple(chains)

@@ -258,6 +258,9 @@ class Table:
             return self._replace(text, wires)
         return self._change_wires(wires)
 
+    def exists(self) -> bool:
+        return bool(self._nft.table("inet", self._place.table))
+
     def is_intact(self, text: str) -> bool:
         """Tell whether the kernel's table is `text`, whatever is in @wires."""
         wanted = ruleset.digest(text)

@@ -89,7 +89,7 @@ class Fabric:
         self._attached: dict[str, FabricEndpoint] = {}  # by device; since this process began
         self._next_index = 0
         self._mtu = _DEFAULT_MTU - TUNNEL_OVERHEAD
-        self._is_applied = False
+        self._is_ready = False
 
     async def apply(self, state: FabricState) -> Sequence[str]:
         """Make the node's network equal to `state`; return problems, each naming its object.
@@ -167,7 +167,7 @@ class Fabric:
         if self._fabric:
             self._fabric.close()
             self._fabric = None
-        self._attached = {}
+        self._attached, self._is_ready = {}, False
         try:
             self._fabric = Namespace(
                 netns.make_named(self._place.namespace) if found is None else found
@@ -201,8 +201,33 @@ class Fabric:
         problems += kernel.remove_objects(fabric, in_fabric.remove)
         problems += kernel.remove_objects(host, in_host.remove)
         problems += kernel.delete_wires(fabric, self._strangers(fabric, state))
-        self._is_applied = True
+        self._is_ready = True
         return problems
+
+    def _prepare(self, state: FabricState) -> None:
+        """What wires need, for an attach before the first apply of this process.
+
+        It only adds: the node may be full of containers that `state` does not name yet.
+        """
+        fabric = self._ensure_namespace()
+        underlay, _ = _find_underlay(self._host.netlink, state)
+        self._mtu = underlay.mtu - TUNNEL_OVERHEAD
+        desired = render(state, underlay, self._place)
+        problems = kernel.put_sysctls(fabric, _early(desired.fabric.sysctls))
+        problems += kernel.ensure_links(
+            self._host, fabric, self._place, desired.tunnel, underlay.mtu
+        )
+        inside, outside = self._compare(fabric, state, underlay)
+        problems += kernel.put_objects(fabric, inside.put)
+        problems += kernel.put_objects(self._host, outside.put)
+        for table, text in self._tables(state):
+            if not table.exists():
+                table.ensure(text, {})
+        problems += kernel.put_sysctls(fabric, inside.sysctls)
+        problems += kernel.put_sysctls(self._host, outside.sysctls)
+        if problems:
+            raise OSError(0, "; ".join(problems))
+        self._is_ready = True
 
     def _changes(self, state: FabricState) -> list[str]:
         fabric = self._ensure_namespace()
@@ -308,8 +333,8 @@ class Fabric:
         """Make the wires of one container; on failure none of them is left."""
         if not endpoints:
             return
-        if not self._is_applied:
-            self._apply(state)
+        if not self._is_ready:
+            self._prepare(state)
         networks = {n.id: n for n in state.networks}
         outward = [e for e in endpoints if not networks[e.network].internal]
         default = None if has_default else (outward or endpoints)[0]
@@ -395,7 +420,7 @@ class Fabric:
         if self._fabric:
             self._fabric.close()
             self._fabric = None
-        self._attached, self._is_applied = {}, False
+        self._attached, self._is_ready = {}, False
         if os.path.exists(self._paths.names):
             os.unlink(self._paths.names)
 

@@ -178,6 +178,29 @@ def test_wires_that_live_are_left_to_a_restarted_agent(host: Host) -> None:
     two.close()
 
 
+def test_an_attach_before_the_first_apply_disturbs_nobody(host: Host) -> None:
+    busy = evolve(
+        ALONE,
+        endpoints=(TWO,),
+        ports=(FabricPort("tcp", 8080, 80, targets=("10.17.0.6",)),),
+    )
+    two = host.attach([TWO], ALONE)
+    assert host.apply(busy) == []
+    before = set(host.do("dump"))
+    server = Server(two, "two")
+    host.kill()
+    host.start()
+    one = host.attach([ONE], ALONE)
+    assert one.ask("10.17.0.6", 80) == "two 10.17.0.5"
+    assert one.ask("192.0.2.1", 8080) == "two 10.16.15.255"
+    lost = before - set(host.do("dump"))
+    assert not [text for text in lost if not text.startswith("table ")]
+    assert host.apply(evolve(busy, endpoints=(ONE, TWO))) == []
+    server.close()
+    one.close()
+    two.close()
+
+
 def test_an_engine_joins_a_cluster_and_keeps_its_containers(host: Host) -> None:
     one, two = host.attach([ONE], ALONE), host.attach([TWO], ALONE)
     server = Server(two, "two")

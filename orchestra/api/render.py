@@ -410,7 +410,7 @@ def network_settings(container: Container, networks: Networks, version: Version)
 
 def container_inspect(
     container: Container,
-    networks: Networks = {},
+    networks: Networks,
     version: Version = (1, 47),
     execs: tuple[str, ...] = (),
 ) -> dict[str, Any]:
@@ -446,7 +446,7 @@ def container_inspect(
 def container_row(
     container: Container,
     now: float,
-    networks: Networks = {},
+    networks: Networks,
     version: Version = (1, 47),
     image: str = "",
 ) -> dict[str, Any]:

@@ -191,9 +191,11 @@ def _integer(body: Mapping[str, Any], key: str, default: int) -> int:
     value = body.get(key)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
         raise Invalid(f"{key}: expected a whole number, got {value!r}")
-    return int(value)
+    return value
 
 
 def _strings(body: Mapping[str, Any], key: str) -> tuple[str, ...]:
@@ -203,6 +205,15 @@ def _strings(body: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise Invalid(f"{key}: expected a list of texts, got {value!r}")
     return tuple(value)
+
+
+def _objects(body: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    value = body.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise Invalid(f"{key}: expected a list of objects, got {value!r}")
+    return value
 
 
 def _words(body: Mapping[str, Any], key: str) -> tuple[str, ...]:
@@ -284,7 +295,7 @@ def _limits(host: Mapping[str, Any]) -> Limits:
 
 def _ulimits(host: Mapping[str, Any]) -> dict[str, Ulimit]:
     limits = {}
-    for item in host.get("Ulimits") or ():
+    for item in _objects(host, "Ulimits"):
         hard = _integer(item, "Hard", 0)
         limits[_text(item, "Name")] = Ulimit(_integer(item, "Soft", hard), hard)
     return limits
@@ -313,12 +324,12 @@ def _healthcheck(body: Mapping[str, Any]) -> Healthcheck | None:
 
 def _ports(bindings: Mapping[str, Any]) -> tuple[Port, ...]:
     ports = []
-    for key, wishes in bindings.items():
+    for key in bindings:
         number, _, protocol = key.partition("/")
         protocol = protocol or "tcp"
         if not number.isdigit() or not 0 < int(number) < 65536 or protocol not in ("tcp", "udp"):
             raise Invalid(f"invalid port specification: {key!r}; expected PORT/tcp or PORT/udp")
-        for wish in wishes or [{}]:
+        for wish in _objects(bindings, key) or [{}]:
             text = _text(wish, "HostPort")
             if text and (not text.isdigit() or int(text) > 65535):
                 raise Invalid(
@@ -342,8 +353,8 @@ def _networks(body: Mapping[str, Any], network_mode: str) -> dict[str, EndpointW
         return {}
     wishes = {}
     configs = _object(_object(body, "NetworkingConfig"), "EndpointsConfig")
-    for name, settings in configs.items():
-        settings = settings or {}
+    for name in configs:
+        settings = _object(configs, name)
         wishes["bridge" if name == "default" else name] = EndpointWish(
             aliases=_strings(settings, "Aliases"),
             address=_text(_object(settings, "IPAMConfig"), "IPv4Address"),
@@ -367,7 +378,7 @@ def _mounts(body: Mapping[str, Any], host: Mapping[str, Any]) -> tuple[Mount, ..
 
     for text in _strings(host, "Binds"):
         add(_bind(text))
-    for item in host.get("Mounts") or ():
+    for item in _objects(host, "Mounts"):
         add(_mount(item))
     for target, options in _object(host, "Tmpfs").items():
         add(_tmpfs(target, str(options)))

@@ -131,7 +131,7 @@ def _queries(host: Host, space: Space, count: int) -> tuple[float, float]:
     """Medians, in microseconds, of a DNS query and of an echo answered in the fabric."""
     message = query("web")
     with host.fabric.socket(socket.SOCK_DGRAM) as echoing, contextlib.ExitStack() as stack:
-        echoing.bind(("0.0.0.0", 0))
+        echoing.bind(("127.0.0.11", 0))
         process = multiprocessing.get_context("fork").Process(target=_echo, args=(echoing,))
         process.start()
         stack.callback(process.join)

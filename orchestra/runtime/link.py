@@ -1,0 +1,128 @@
+"""The agent's end of the shim's socket: requests with replies, and events, on one SEQPACKET link.
+
+Law: a link that is lost fails everything that waits on it with LinkLost and sets `closed`; nobody
+waits for an answer that cannot come. fds that arrive are owned by whoever gets the reply.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import trio
+from attrs import frozen
+
+_PACKET = 64 << 10
+_MAX_FDS = 16
+PROTOCOL = 1
+
+
+class LinkLost(Exception):
+    """The shim is gone, or was never there."""
+
+
+@frozen
+class Reply:
+    body: Mapping[str, Any]
+    fds: Mapping[str, int]
+
+
+class Link:
+    """One connection; `serve` must run in a nursery for replies and events to arrive."""
+
+    def __init__(self, socket_: socket.socket, pid: int) -> None:
+        self.pid = pid  # the shim's
+        self.closed = trio.Event()
+        self._socket = socket_
+        self._next = 0
+        self._waiting: dict[int, trio.MemorySendChannel[Reply]] = {}
+
+    async def request(self, op: str, fds: Mapping[str, int] = {}, **body: Any) -> Reply:
+        """Send one request and return its one reply. The sent fds stay the caller's."""
+        return (await self.request_all(op, fds, **body))[-1]
+
+    async def request_all(self, op: str, fds: Mapping[str, int] = {}, **body: Any) -> list[Reply]:
+        """Send a request and return its replies up to the last one."""
+        if self.closed.is_set():
+            raise LinkLost("the shim is gone")
+        self._next += 1
+        number = self._next
+        send, receive = trio.open_memory_channel[Reply](float("inf"))
+        self._waiting[number] = send
+        message = {**body, "op": op, "n": number, "fds": list(fds)}
+        try:
+            await self._send(json.dumps(message).encode(), list(fds.values()))
+            replies = []
+            while True:
+                replies.append(await receive.receive())
+                if op != "list" or "end" in replies[-1].body:
+                    return replies
+        except (OSError, trio.EndOfChannel):
+            raise LinkLost("the shim is gone") from None
+        finally:
+            self._waiting.pop(number, None)
+
+    async def _send(self, data: bytes, fds: list[int]) -> None:
+        while True:
+            try:
+                socket.send_fds(self._socket, [data], fds)
+                return
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._socket)
+
+    async def serve(self, on_event: Callable[[Mapping[str, Any]], None]) -> None:
+        """Read until the shim is gone."""
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._socket)
+                while True:
+                    try:
+                        data, fds, _, _ = socket.recv_fds(
+                            self._socket, _PACKET, _MAX_FDS, socket.MSG_CMSG_CLOEXEC
+                        )
+                    except BlockingIOError:
+                        break
+                    if not data:
+                        return
+                    body = json.loads(data)
+                    if "n" in body:
+                        reply = Reply(body, dict(zip(body.get("fds", ()), fds)))
+                        if waiting := self._waiting.get(body["n"]):
+                            waiting.send_nowait(reply)
+                        else:  # whoever asked was cancelled
+                            for fd in fds:
+                                os.close(fd)
+                    else:
+                        on_event(body)
+        except OSError:
+            return
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        if not self.closed.is_set():
+            self.closed.set()
+            trio.lowlevel.notify_closing(self._socket)
+            self._socket.close()
+            for waiting in self._waiting.values():
+                waiting.close()
+
+
+async def connect(path: str) -> Link:
+    """Connect and hear the greeting. LinkLost where nobody listens."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        link.connect(path)
+        link.setblocking(False)
+        await trio.lowlevel.wait_readable(link)
+        hello = json.loads(link.recv(_PACKET) or b"{}")
+    except (OSError, ValueError) as error:
+        link.close()
+        raise LinkLost(f"{path}: {error}") from None
+    if hello.get("hello", 0) < PROTOCOL:
+        link.close()
+        raise LinkLost(f"{path}: speaks protocol {hello.get('hello')}, not {PROTOCOL}")
+    return Link(link, hello["pid"])

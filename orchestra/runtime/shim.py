@@ -1,0 +1,394 @@
+"""The node shim: fork server, parent of every container, holder of what must outlive the agent.
+
+One per node, single-threaded, stdlib only; started apart from the agent (`runtime.spawn`) and left
+alone by its restarts. It knows no policy: the agent sends complete descriptions (`runtime.bundle`)
+in memory files, the shim clones, the child (`runtime.child`) does the work. What it keeps per
+process is a pid, a pidfd and the fds to hold: FIFOs with undelivered output, the stdin writer, the
+terminal's master. Exits stay on record, and in the container's run directory, until the agent says
+`forget`.
+
+Protocol 1, on a SEQPACKET socket: one JSON object per packet, fds as SCM_RIGHTS beside it, named
+in order by `fds`. The shim greets with {"hello": 1, "pid": ...}; requests carry "n", which replies
+repeat. Operations: start, exec, list, hold, release, forget, stop. Events: {"event": "exit"}.
+A newer agent speaks an older shim's protocol; keys may be added, never change their meaning.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+if __name__ == "__main__":  # run as a file: its own tree is the only place to import from
+    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+from orchestra.linux import syscalls as k
+from orchestra.runtime import child
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+PROTOCOL = 1
+_PACKET = 64 << 10
+_MAX_FDS = 16
+_FIRST = k.CLONE_NEWNS | k.CLONE_NEWPID | k.CLONE_NEWIPC | k.CLONE_NEWUTS
+
+
+class Process:
+    """One container's first process, or an exec in it. `id` is the container's or the exec's."""
+
+    __slots__ = ("asked_by", "code", "error", "held", "id", "pid", "pidfd", "record", "time")
+
+    def __init__(self, id_: str, pid: int, pidfd: int, held: dict[str, int], record: str) -> None:
+        self.id, self.pid, self.pidfd, self.held, self.record = id_, pid, pidfd, held, record
+        self.code: int | None = None
+        self.time = 0.0
+        self.error: tuple[int, str] | None = None
+        self.asked_by: tuple[socket.socket, int] | None = None
+
+
+class Report:
+    """The socket on which a child tells how far it got, until exec closes it."""
+
+    __slots__ = ("about_to_exec", "process", "socket")
+
+    def __init__(self, socket_: socket.socket, process: Process) -> None:
+        self.socket, self.process, self.about_to_exec = socket_, process, False
+
+
+class Shim:
+    """The event loop and what it knows."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self.listener = listener
+        self.poll = select.epoll()
+        self.agents: dict[int, socket.socket] = {}
+        self.processes: dict[str, Process] = {}
+        self.by_pidfd: dict[int, Process] = {}
+        self.reports: dict[int, Report] = {}
+        self.own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self.stopping = False
+        self.poll.register(listener.fileno(), select.EPOLLIN)
+
+    def run(self) -> None:
+        while not self.stopping:
+            for fd, _ in self.poll.poll():
+                if fd == self.listener.fileno():
+                    self._greet()
+                elif fd in self.reports:  # before pidfds: a child's last words precede its end
+                    self._read_report(fd)
+                elif fd in self.agents:
+                    self._read_agent(fd)
+                elif fd in self.by_pidfd:
+                    self._reap(fd)
+
+    # --- agents
+
+    def _greet(self) -> None:
+        agent, _ = self.listener.accept()
+        self.agents[agent.fileno()] = agent
+        self.poll.register(agent.fileno(), select.EPOLLIN)
+        self._send(agent, {"hello": PROTOCOL, "pid": os.getpid()})
+
+    def _read_agent(self, fd: int) -> None:
+        agent = self.agents[fd]
+        try:
+            data, fds, _, _ = socket.recv_fds(agent, _PACKET, _MAX_FDS, socket.MSG_CMSG_CLOEXEC)
+        except OSError:
+            data, fds = b"", []
+        if not data:
+            self._drop(agent)
+            return
+        request = json.loads(data)
+        named = dict(zip(request.get("fds", ()), fds))
+        try:
+            answer, out = getattr(self, "on_" + request["op"])(request, named, agent)
+        except Exception as error:  # a request must never end the parent of every container
+            for each in fds:
+                _close(each)
+            answer, out = {"error": f"{type(error).__name__}: {error}", "code": 125}, []
+        if answer is not None:
+            self._send(agent, {**answer, "n": request["n"]}, out)
+
+    def _drop(self, agent: socket.socket) -> None:
+        self.poll.unregister(agent.fileno())
+        del self.agents[agent.fileno()]
+        agent.close()
+
+    def _send(self, agent: socket.socket, message: dict[str, Any], fds: list[int] = []) -> None:  # noqa: B006
+        """An agent that is gone misses nothing: all is told again by `list`."""
+        try:
+            socket.send_fds(agent, [json.dumps(message).encode()], fds)
+        except OSError:
+            pass
+
+    # --- operations: (answer or None, fds to send along)
+
+    def on_start(
+        self, request: dict[str, Any], fds: dict[str, int], agent: socket.socket
+    ) -> tuple[dict[str, Any] | None, list[int]]:
+        """fds: payload, stdout, stderr; maybe stdin, stdin_writer, netns, cgroup."""
+        flags = _FIRST | (k.CLONE_NEWCGROUP if "cgroup" in fds else 0)
+        keep = ("stdout", "stderr", "stdin_writer")
+        self._spawn(request, fds, agent, flags, child.start, keep, request["record"])
+        return None, []
+
+    def on_exec(
+        self, request: dict[str, Any], fds: dict[str, int], agent: socket.socket
+    ) -> tuple[dict[str, Any] | None, list[int]]:
+        """fds: payload, target (the container's pidfd), stdin, stdout, stderr; maybe cgroup."""
+        try:
+            k.setns(fds["target"], k.CLONE_NEWPID)  # for children only; taken back at once
+            try:
+                self._spawn(request, fds, agent, 0, child.execute, (), "")
+            finally:
+                k.setns(self.own_pid_namespace, k.CLONE_NEWPID)
+        except OSError as error:
+            for fd in fds.values():
+                _close(fd)
+            return {"error": f"the container is not running ({error.strerror})", "code": 125}, []
+        return None, []
+
+    def _spawn(
+        self,
+        request: dict[str, Any],
+        fds: dict[str, int],
+        agent: socket.socket,
+        flags: int,
+        become: Any,
+        keep: tuple[str, ...],
+        record: str,
+    ) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid, pidfd = k.clone3(flags, fds.get("cgroup"))
+        if pid == 0:
+            ours.close()
+            fds.setdefault("stdin", self.null)
+            become(fds["payload"], fds, theirs)
+            os._exit(125)
+        theirs.close()
+        held = {}
+        for name, fd in fds.items():
+            if name in keep:
+                held[name] = fd
+            else:
+                os.close(fd)
+        process = Process(request["id"], pid, pidfd, held, record)
+        process.asked_by = (agent, request["n"])
+        if record:
+            _write_record(record, {"pid": pid, "start": start_time(pid), "boot": boot_id()})
+        self.processes[process.id] = process
+        self.by_pidfd[pidfd] = process
+        self.reports[ours.fileno()] = Report(ours, process)
+        self.poll.register(ours.fileno(), select.EPOLLIN)
+        self.poll.register(pidfd, select.EPOLLIN)
+
+    def on_list(
+        self, request: dict[str, Any], fds: dict[str, int], agent: socket.socket
+    ) -> tuple[dict[str, Any] | None, list[int]]:
+        """One reply per process, then {"end": true}."""
+        for process in self.processes.values():
+            if process.asked_by is not None and process.error is not None:
+                continue  # never became anything
+            held = dict(process.held)
+            if process.code is None:
+                held["pidfd"] = process.pidfd
+            self._send(agent, {**_describe(process), "n": request["n"], "fds": list(held)},
+                       list(held.values()))
+        return {"end": True}, []
+
+    def on_hold(
+        self, request: dict[str, Any], fds: dict[str, int], agent: socket.socket
+    ) -> tuple[dict[str, Any] | None, list[int]]:
+        """Keep the fds of a container that another shim started."""
+        process = self.processes.setdefault(
+            request["id"], Process(request["id"], request["pid"], -1, {}, "")
+        )
+        process.held.update(fds)
+        return {}, []
+
+    def on_release(
+        self, request: dict[str, Any], fds: dict[str, int], agent: socket.socket
+    ) -> tuple[dict[str, Any] | None, list[int]]:
+        """Close one held fd: the end of stdin."""
+        process = self.processes.get(request["id"])
+        if process and (fd := process.held.pop(request["name"], None)) is not None:
+            _close(fd)
+        return {}, []
+
+    def on_forget(
+        self, request: dict[str, Any], fds: dict[str, int], agent: socket.socket
+    ) -> tuple[dict[str, Any] | None, list[int]]:
+        """The exit is in the agent's books and the output drained."""
+        process = self.processes.get(request["id"])
+        if process and (process.code is not None or process.pidfd < 0):
+            self._remove(process)
+        return {}, []
+
+    def on_stop(
+        self, request: dict[str, Any], fds: dict[str, int], agent: socket.socket
+    ) -> tuple[dict[str, Any] | None, list[int]]:
+        """End, if nothing runs: {"stopped": bool}."""
+        self.stopping = all(p.code is not None or p.pidfd < 0 for p in self.processes.values())
+        return {"stopped": self.stopping}, []
+
+    # --- children
+
+    def _read_report(self, fd: int) -> None:
+        report = self.reports[fd]
+        process = report.process
+        try:
+            data, fds, _, _ = socket.recv_fds(report.socket, _PACKET, 1, socket.MSG_CMSG_CLOEXEC)
+        except OSError:
+            data, fds = b"", []
+        if data == child.MASTER:
+            process.held["master"] = fds[0]
+        elif data == child.ABOUT_TO_EXEC:
+            report.about_to_exec = True
+        elif data[:1] == child.FAILED:
+            code, text = json.loads(data[1:])
+            process.error = (code, text)
+        else:
+            self.poll.unregister(fd)
+            del self.reports[fd]
+            report.socket.close()
+            if process.error is None and not report.about_to_exec:
+                process.error = (125, "killed while it was set up (is the memory limit too low?)")
+            if process.error is None:
+                self._started(process)
+            elif process.code is not None:
+                self._not_started(process)
+
+    def _started(self, process: Process) -> None:
+        if process.asked_by is None:
+            return
+        agent, number = process.asked_by
+        process.asked_by = None
+        out = {name: fd for name, fd in process.held.items() if name == "master"}
+        if process.pidfd >= 0:
+            out["pidfd"] = process.pidfd
+        self._send(agent, {"n": number, "pid": process.pid, "fds": list(out)}, list(out.values()))
+        if process.code is not None:
+            self._tell_exit(process)
+
+    def _not_started(self, process: Process) -> None:
+        """Told only once the child is gone, so that its cgroup can be removed."""
+        assert process.error is not None and process.asked_by is not None
+        agent, number = process.asked_by
+        code, text = process.error
+        self._send(agent, {"n": number, "error": text, "code": code})
+        if process.record:
+            _remove_record(process.record)
+        self._remove(process)
+
+    def _reap(self, fd: int) -> None:
+        process = self.by_pidfd.pop(fd)
+        self.poll.unregister(fd)
+        info = os.waitid(os.P_PIDFD, fd, os.WEXITED)
+        assert info is not None
+        exited = info.si_code == os.CLD_EXITED
+        process.code = info.si_status if exited else 128 + info.si_status
+        process.time = time.time()
+        if process.asked_by is not None:  # its report is still to be read
+            if process.error is not None and not self._reporting(process):
+                self._not_started(process)
+            return
+        self._tell_exit(process)
+
+    def _reporting(self, process: Process) -> bool:
+        return any(report.process is process for report in self.reports.values())
+
+    def _tell_exit(self, process: Process) -> None:
+        if process.record:
+            _write_record(process.record + ".exit", {"code": process.code, "time": process.time})
+        for agent in list(self.agents.values()):
+            self._send(agent, {"event": "exit", **_describe(process)})
+
+    def _remove(self, process: Process) -> None:
+        if self.processes.get(process.id) is process:
+            del self.processes[process.id]
+        for fd in (*process.held.values(), process.pidfd):
+            if fd >= 0:
+                _close(fd)
+        process.held, process.pidfd = {}, -1
+
+
+def _describe(process: Process) -> dict[str, Any]:
+    return {"id": process.id, "pid": process.pid, "code": process.code, "time": process.time}
+
+
+def start_time(pid: int) -> int:
+    """Clock ticks since boot at which `pid` began (proc_pid_stat(5), field 22)."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[19])
+
+
+def boot_id() -> str:
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
+def _write_record(path: str, body: dict[str, Any]) -> None:
+    """Whole or not at all. A full /run must not stop the shim: the record is then only in memory."""
+    try:
+        with open(path + ".new", "w") as file:
+            json.dump(body, file)
+        os.rename(path + ".new", path)
+    except OSError as error:
+        print(f"cannot write {path}: {error.strerror}", file=sys.stderr)
+
+
+def _remove_record(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _close(fd: int) -> None:
+    try:
+        os.close(fd)
+    except OSError as error:
+        print(f"closing fd {fd}: {error.strerror}", file=sys.stderr)
+
+
+def main(argv: list[str]) -> int:
+    """`shim --socket PATH [--cgroup DIR]...`: serve until told to stop."""
+    values = dict(zip(argv[::2], argv[1::2]))
+    path = values["--socket"]
+    cgroups = [v for key, v in zip(argv[::2], argv[1::2]) if key == "--cgroup"]
+    for directory in cgroups:
+        with open(f"{directory}/cgroup.procs", "w") as file:
+            file.write("0")
+    k.set_process_name(b"orchestra-shim")
+    k.prctl(k.PR_SET_DUMPABLE, 0)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    new = path + ".new"
+    _remove_record(new)
+    listener.bind(new)
+    os.chmod(new, 0o600)
+    listener.listen(16)
+    os.rename(new, path)  # who connects finds it listening
+    if os.fork():  # the agent waits for this process only: the shim is nobody's child
+        os._exit(0)
+    os.setsid()
+    shim = Shim(listener)
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    shim.run()
+    _remove_record(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

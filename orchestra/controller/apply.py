@@ -8,28 +8,95 @@ acknowledgement that it is up to date.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from attrs import evolve
 
 from orchestra.controller.link import Link, Wanted
-from orchestra.model.assignment import Assignment, ClusterNet, digests, sections
-from orchestra.plan.assign import assign
+from orchestra.model.assignment import Assignment, ClusterNet, digests
+from orchestra.model.codec import to_json
+from orchestra.plan.assign import assign, testament
 from orchestra.plan.state import NodeRecord, State, View
 
 
-def next_wanted(
-    state: State, view: View, before: Mapping[str, Wanted], links: Mapping[str, Link]
-) -> tuple[State, dict[str, Wanted]]:
-    """Return the state (its generation raised where needed) and each node's assignment, by id.
+class Assembler:
+    """Makes assignments; remembers how their larger sections look in JSON while they are the same.
 
-    `before` is what was wanted last, `links` are those of the nodes, by id.
+    Networks, ports and the testament are common to many nodes and seldom change: turning them into
+    JSON once, not once per node and step, is most of the cost of a step.
     """
-    wanted = {node: _wanted(a) for node, a in assign(state, view).items()}
-    if any(_stale(node, mine, before, links) for node, mine in wanted.items()):
-        state = evolve(state, generation=state.generation + 1)
-        wanted = {node: evolve(mine, generation=state.generation) for node, mine in wanted.items()}
-    return state, wanted
+
+    def __init__(self) -> None:
+        self._will: tuple[tuple[object, ...], dict[str, Any]] = ((), {})
+        self._digests: dict[int, tuple[object, str]] = {}  # by id of a body, which is kept alive
+        self._bodies: dict[int, tuple[object, Any]] = {}  # by id of a value, likewise
+
+    def next_wanted(
+        self, state: State, view: View, before: Mapping[str, Wanted], links: Mapping[str, Link]
+    ) -> tuple[State, dict[str, Wanted]]:
+        """Return the state (its generation raised where needed) and each node's assignment, by id.
+
+        `before` is what was wanted last, `links` are those of the nodes, by id.
+        """
+        wanted = {
+            node: self.wanted(a) for node, a in assign(state, view, self._testament(state)).items()
+        }
+        if any(_stale(node, mine, before, links) for node, mine in wanted.items()):
+            state = evolve(state, generation=state.generation + 1)
+            wanted = {
+                node: evolve(mine, generation=state.generation) for node, mine in wanted.items()
+            }
+        kept = {id(body) for mine in wanted.values() for body in mine.bodies.values()}
+        self._digests = {key: value for key, value in self._digests.items() if key in kept}
+        self._bodies = {k: v for k, v in self._bodies.items() if id(v[1]) in kept}
+        return state, wanted
+
+    def wanted(self, assignment: Assignment) -> Wanted:
+        bodies = {
+            "cluster": to_json(assignment.cluster),
+            "tasks": to_json(assignment.tasks),
+            "published": self._body(assignment.published),
+            "stacks": assignment.stacks,
+            **{f"network/{n.id}": self._body(n) for n in assignment.networks},
+        }
+        return Wanted(
+            assignment.generation,
+            {name: self._digest(name, body) for name, body in bodies.items()},
+            bodies,
+        )
+
+    def nothing(self, state: State, node: NodeRecord) -> Wanted:
+        """The assignment of a node that leaves the cluster: no tasks, no networks, no cluster."""
+        net = ClusterNet("", state.identity.range, state.identity.vni, self_index=node.index)
+        return self.wanted(Assignment(state.generation, net))
+
+    def _testament(self, state: State) -> dict[str, Any]:
+        parts = (
+            state.identity,
+            state.nodes,
+            state.stacks,
+            state.networks,
+            state.volumes,
+            state.ports,
+            state.images,
+        )
+        known, body = self._will
+        if len(known) != len(parts) or any(a is not b for a, b in zip(known, parts)):
+            fresh = testament(state)
+            body = body if fresh == body else fresh
+            self._will = (parts, body)
+        return body
+
+    def _body(self, value: object) -> Any:
+        if id(value) not in self._bodies:
+            self._bodies[id(value)] = (value, to_json(value))
+        return self._bodies[id(value)][1]
+
+    def _digest(self, name: str, body: Any) -> str:
+        if id(body) not in self._digests:
+            self._digests[id(body)] = (body, digests({name: body})[name])
+        return self._digests[id(body)][1]
 
 
 def _stale(
@@ -41,31 +108,3 @@ def _stale(
         return True
     held = links[node].held if node in links else None
     return held is not None and held.generation >= mine.generation and held.digests != mine.digests
-
-
-def nothing(state: State, node: NodeRecord) -> Wanted:
-    """The assignment of a node that leaves the cluster: no tasks, no networks, no cluster."""
-    net = ClusterNet("", state.identity.range, state.identity.vni, self_index=node.index)
-    return _wanted(Assignment(state.generation, net))
-
-
-def highest_held(links: Iterable[Link], cluster: str) -> int:
-    """The highest generation that nodes got from a controller of `cluster` or of another one."""
-    return max(
-        (
-            link.held.generation
-            for link in links
-            if link.held is not None and link.held.cluster in (cluster, *_foreign(link, cluster))
-        ),
-        default=0,
-    )
-
-
-def _foreign(link: Link, cluster: str) -> tuple[str, ...]:
-    held = link.held.cluster if link.held else ""
-    return (held,) if held and held != cluster else ()
-
-
-def _wanted(assignment: Assignment) -> Wanted:
-    bodies = sections(assignment)
-    return Wanted(assignment.generation, digests(bodies), bodies)

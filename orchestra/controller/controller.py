@@ -19,7 +19,8 @@ from attrs import evolve
 
 from orchestra import __version__
 from orchestra.api.engine import Images as StoreOfImages
-from orchestra.controller import adopt, apply, resolve
+from orchestra.controller import adopt, resolve
+from orchestra.controller.apply import Assembler
 from orchestra.controller.events import Events
 from orchestra.controller.link import Connect, Link, Silence, Wanted
 from orchestra.controller.progress import look, task_rows
@@ -99,6 +100,7 @@ class Controller:
         self._shown: dict[tuple[str, int], Plan] = {}  # plans that users saw
         self._removals: dict[str, str] = {}  # stack -> what its removal waits for
         self._events = Events()
+        self._assembler = Assembler()
         self._looked = trio.Event()  # every node was heard, or is known to be down
         self._news = trio.Event()  # for the loop
         self._moved = trio.Event()  # for those who watch
@@ -163,7 +165,7 @@ class Controller:
         plan = reconcile(state, view)
         state, refused = enact(state, plan, view)
         state = self._forget_removed(state)
-        state, wanted = apply.next_wanted(state, view, self._wanted, links)
+        state, wanted = self._assembler.next_wanted(state, view, self._wanted, links)
         self._commit(state)
         self._wanted = wanted
         for node_id, mine in wanted.items():
@@ -373,7 +375,7 @@ class Controller:
         )
         self._wish(state)
         link = self._links.pop(name)
-        link.want(apply.nothing(self._state, record))
+        link.want(self._assembler.nothing(self._state, record))
         with trio.move_on_after(FAREWELL):
             while not link.pushed:
                 await self._news.wait()

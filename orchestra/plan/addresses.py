@@ -2,8 +2,9 @@
 
 A network is a /16 (later ones a /20 when those run low, or the user's own subnet), cut into blocks
 of a /24 or a sixteenth of it. Block 0 holds the gateway (.1) and the services' virtual addresses;
-every node that runs a member gets one of the others. In a node's block the lower three quarters
-are the controller's, for tasks; the rest is the node's own. An address that was given back rests
+every node that runs a member gets one of the others, from below (virtual addresses beyond block 0
+come from above). In a node's block the lower three quarters are the controller's, for tasks; the
+rest is the node's own. An address that was given back rests
 for `QUARANTINE` seconds, so that a stale translation on some node cannot reach its next owner.
 All functions are pure: they take what is used and return what to use.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Collection, Iterable, Mapping
+from itertools import islice
 
 from orchestra.model.errors import Conflict
 from orchestra.plan.state import NetworkRecord
@@ -76,15 +78,15 @@ def gateway(subnet: str) -> str:
     return str(Net(subnet).network_address + 1)
 
 
-def pick_block(subnet: str, blocks: Mapping[int, str], node: int) -> str | None:
-    """Return the node's block in a network, a free one if it has none; None: all are given out."""
+def pick_block(subnet: str, blocks: Mapping[int, str], vips: Collection[str], node: int) -> str:
+    """Return the node's block in a network: the one it has, else a free one, the lowest first.
+
+    Returns "" where all are given out. A block with virtual addresses in it is not free.
+    """
     if node in blocks:
         return blocks[node]
-    taken = set(blocks.values())
-    for number, block in enumerate(_blocks(subnet)):
-        if number > 0 and str(block) not in taken:
-            return str(block)
-    return None
+    taken = {*blocks.values(), *_blocks_of(subnet, vips)}
+    return next((str(b) for b in islice(_blocks(subnet), 1, None) if str(b) not in taken), "")
 
 
 def pick_task_address(
@@ -96,10 +98,20 @@ def pick_task_address(
 
 
 def pick_vip(network: NetworkRecord, now: float) -> str | None:
-    """Return a free virtual address of a network; None where all are used or resting."""
-    net = next(iter(_blocks(network.subnet)))
+    """Return a free virtual address of a network; None where all are used or resting.
+
+    Block 0 holds them; when it is full (many services in one network), blocks that no node has,
+    the highest first.
+    """
     used = set(network.vips.values())
-    return _first_free(net, range(2, net.num_addresses - 1), used, network.released, now)
+    first, *others = _blocks(network.subnet)
+    taken = set(network.blocks.values())
+    for block in (first, *(b for b in reversed(others) if str(b) not in taken)):
+        offsets = range(2 if block is first else 0, block.num_addresses - (block is first))
+        found = _first_free(block, offsets, used, network.released, now)
+        if found is not None:
+            return found
+    return None
 
 
 def still_resting(released: Mapping[str, float], now: float) -> dict[str, float]:
@@ -124,7 +136,17 @@ def _first_free(
 
 def _blocks(subnet: str) -> Iterable[Net]:
     net = Net(subnet)
-    return net.subnets(new_prefix=max(24, net.prefixlen + 4))
+    return net.subnets(new_prefix=_block_prefix(net))
+
+
+def _block_prefix(net: Net) -> int:
+    return max(24, net.prefixlen + 4)
+
+
+def _blocks_of(subnet: str, members: Collection[str]) -> set[str]:
+    """The blocks of the subnet in which `members` lie."""
+    prefix = _block_prefix(Net(subnet))
+    return {str(Net(f"{address}/{prefix}", strict=False)) for address in members}
 
 
 def _network(text: str) -> Net | None:

@@ -72,14 +72,20 @@ def testament(state: State) -> dict[str, Any]:
     return body
 
 
-def assign(state: State, view: View) -> dict[str, Assignment]:
-    """Return the assignment of every node, by node id, under the state's generation."""
+def assign(
+    state: State, view: View, will: Mapping[str, Any] | None = None
+) -> dict[str, Assignment]:
+    """Return the assignment of every node, by node id, under the state's generation.
+
+    `will` is the state's testament where it is known already. Parts that several nodes have in
+    common are the same objects.
+    """
     reports = view.reports()
     peers = tuple(
         Peer(n.index, n.id, n.name, n.underlay)
         for n in sorted(state.nodes.values(), key=lambda n: n.index)
     )
-    will = testament(state)
+    will = testament(state) if will is None else will
     tasks: dict[str, list[AssignedTask]] = {node: [] for node in state.nodes}
     members: dict[str, set[str]] = {node: set() for node in state.nodes}
     shown: list[tuple[TaskRecord, bool]] = []

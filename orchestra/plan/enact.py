@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Collection
 from typing import assert_never
 
-from attrs import define, evolve
+from attrs import define, evolve, field
 
 from orchestra.model.assignment import AssignedTask
 from orchestra.model.cluster import (
@@ -122,6 +122,14 @@ class _Draft:
     networks: dict[str, NetworkRecord]
     volumes: dict[str, tuple[str, ...]]
     ports: dict[str, int]
+    used: dict[str, set[str]] = field(factory=dict)  # network id -> addresses of tasks
+    names: set[tuple[str, str]] = field(factory=set)  # (node id, container's name)
+
+    def __attrs_post_init__(self) -> None:
+        for record in self.tasks.values():
+            self.names.add((record.task.node, record.assigned.name))
+            for network, address in record.task.addresses.items():
+                self.used.setdefault(network, set()).add(address)
 
     def create_network(self, name: str) -> None:
         stack, network = self._definition(name)
@@ -155,11 +163,13 @@ class _Draft:
 
     def remove(self, task: str) -> None:
         gone = self.tasks.pop(task)
+        self.names.discard((gone.task.node, gone.assigned.name))
         for name, network in self.networks.items():
             address = gone.task.addresses.get(network.id)
             if address is not None:
                 resting = addresses.still_resting(network.released, self.view.now)
                 resting[address] = self.view.now
+                self.used[network.id].discard(address)
                 self.networks[name] = evolve(network, released=resting)
 
     def start(self, action: StartTask) -> None:
@@ -231,8 +241,8 @@ class _Draft:
         known = self.networks.get(network.name)
         if known is None:
             raise Conflict(f"network {network.name} does not exist")
-        block = addresses.pick_block(known.subnet, known.blocks, node.index)
-        if block is None:
+        block = addresses.pick_block(known.subnet, known.blocks, known.vips.values(), node.index)
+        if not block:
             raise Conflict(
                 f"network {network.name} ({known.subnet}) has no block left for {node.name}: "
                 f"{len(known.blocks)} nodes use it; give it a larger subnet"
@@ -245,7 +255,7 @@ class _Draft:
                 raise Conflict(f"network {network.name} has no virtual address left")
             vips[key] = vip
         wire = next(w for w in service.networks if record.stack.networks[w.network] == network)
-        used = {r.task.addresses.get(known.id, "") for r in self.tasks.values()}
+        used = self.used.setdefault(known.id, set())
         address = wire.ipv4_address
         if address and address in used:
             raise Conflict(f"address {address} in network {network.name} is in use by another task")
@@ -255,6 +265,7 @@ class _Draft:
                 f"no address is free for {node.name} in network {network.name} ({block}); "
                 "addresses rest for a minute after their use"
             )
+        used.add(picked)
         self.networks[network.name] = evolve(
             known, blocks={**known.blocks, node.index: block}, vips=vips
         )
@@ -264,19 +275,16 @@ class _Draft:
         """`stack-service-3`; with a suffix while its predecessor still has that name there."""
         last = str(action.number) if action.number else node.name
         name = service.container_name or f"{action.stack}-{action.service}-{last}"
-        taken = {r.assigned.name for r in self.tasks.values() if r.task.node == node.id}
-        return f"{name}-{self.generation}" if name in taken else name
+        if (node.id, name) in self.names:
+            name = f"{name}-{self.generation}"
+        self.names.add((node.id, name))
+        return name
 
     def _pick_ports(self, stack: str, service: Service) -> None:
-        used = set(self.ports.values()) | {
-            port.published or 0
-            for record in self.before.stacks.values()
-            for other in record.stack.services.values()
-            for port in other.ports
-        }
         for port in service.ports:
             key = port_key(stack, service.name, port.protocol, port.target)
             if port.published is None and key not in self.ports:
+                used = set(self.ports.values()) | self._published()
                 free = range(FIRST_PICKED_PORT, LAST_PICKED_PORT + 1)
                 picked = next((p for p in free if p not in used), None)
                 if picked is None:
@@ -285,7 +293,14 @@ class _Draft:
                         f"{stack}/{service.name}"
                     )
                 self.ports[key] = picked
-                used.add(picked)
+
+    def _published(self) -> set[int]:
+        return {
+            port.published or 0
+            for record in self.before.stacks.values()
+            for service in record.stack.services.values()
+            for port in service.ports
+        }
 
     def _definition(self, name: str) -> tuple[str, Network]:
         for record in self.before.stacks.values():

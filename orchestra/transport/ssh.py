@@ -90,7 +90,8 @@ Accept = Callable[[str, str], bool]
 @asynccontextmanager
 async def ssh_loop() -> AsyncIterator[None]:
     """The one asyncio loop; enter it around the application, outside every nursery using SSH."""
-    logging.getLogger("asyncssh").setLevel(logging.WARNING)
+    logging.getLogger("asyncssh").setLevel(logging.WARNING)  # ten lines a connection at INFO
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # a warning per write to a dead peer
     try:
         async with trio_asyncio.open_loop() as loop:
             # Without a handler any failing callback would cancel the whole application.

@@ -226,10 +226,9 @@ class Group:
             if mount is None:
                 raise LimitRefused(errno.ENOENT, f"no {controller} controller on this host", file)
             path = f"{mount}/{self.path}/{file}"
-            if ".memsw." in file or ".swap." in file:
-                if not os.path.exists(path):
-                    warnings.append("the kernel does not account swap: only memory is limited")
-                    continue
+            if (".memsw." in file or ".swap." in file) and not os.path.exists(path):
+                warnings.append("the kernel does not account swap: only memory is limited")
+                continue
             try:
                 _write(path, content)
             except OSError as error:

@@ -11,6 +11,7 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Mapping
 
 from orchestra.linux.syscalls import (
     AT_EMPTY_PATH,
@@ -47,7 +48,7 @@ PROPAGATION = {
 }
 
 
-def new_filesystem(kind: str, options: dict[str, str | None], attributes: int = 0) -> int:
+def new_filesystem(kind: str, options: Mapping[str, str | None], attributes: int = 0) -> int:
     """Make a file system of `kind` as a detached mount; its fd. An option of None is a flag.
 
     OSError carries the kernel's own message where it left one in the context.
@@ -85,9 +86,7 @@ def attach(tree: int, target: int) -> None:
     syscall("move_mount", tree, ctypes.c_char_p(b""), target, ctypes.c_char_p(b""), flags)
 
 
-def set_attributes(
-    tree: int, set_: int = 0, propagation: int = 0, recursive: bool = False
-) -> None:
+def set_attributes(tree: int, set_: int = 0, propagation: int = 0, recursive: bool = False) -> None:
     """Set MOUNT_ATTR_* and propagation of the mount `tree` (and of all below it)."""
     attributes = ctypes.create_string_buffer(struct.pack("=QQQQ", set_, 0, propagation, 0), 32)
     flags = AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)

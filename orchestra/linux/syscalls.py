@@ -250,16 +250,14 @@ def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) 
     EXDEV: it leads out; ELOOP: a link where none may be. EAGAIN (a rename raced with "..") is
     tried again a few times, as the man page asks for.
     """
-    how = ctypes.create_string_buffer(
-        struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve), 24
-    )
+    how = ctypes.create_string_buffer(struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve), 24)
     name = ctypes.c_char_p(os.fsencode(path))
     for attempt in range(32):
         try:
             return syscall("openat2", directory, name, ctypes.byref(how), 24)
         except OSError as error:
             if error.errno != errno.EAGAIN or attempt == 31:
-                raise OSError(error.errno, os.strerror(error.errno), path) from None
+                raise OSError(error.errno, error.strerror, path) from None
     raise AssertionError("unreachable")
 
 

@@ -25,8 +25,10 @@ _NAMESPACED_SYSCTLS = re.compile(
     r"kernel\.(shm\w+|msg\w+|sem)|fs\.mqueue\.\w+|net\.[\w./-]+|kernel\.domainname"
 )
 _RLIMITS = frozenset(
-    "as core cpu data fsize memlock msgqueue nice nofile nproc rss rtprio rttime sigpending "
-    "stack".split()
+    (
+        *("as", "core", "cpu", "data", "fsize", "memlock", "msgqueue", "nice", "nofile", "nproc"),
+        *("rss", "rtprio", "rttime", "sigpending", "stack"),
+    )
 )
 
 

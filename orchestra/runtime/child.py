@@ -1,4 +1,4 @@
-"""What a container's process does between clone and exec: `start` for its first, `execute` for more.
+"""What a container's process does between clone and exec: `start` its first, `execute` others.
 
 Runs in a child of the shim. It ends by becoming the user's program; whatever fails on the way is
 told through the report socket and ends the child. Nothing found in the container is run before
@@ -86,7 +86,10 @@ def execute(payload: int, fds: dict[str, int], report: socket.socket) -> None:
         if bundle["tty"]:
             top = os.open("/", os.O_PATH | os.O_DIRECTORY)
             pts = k.openat2(
-                top, "dev/pts", os.O_PATH | os.O_DIRECTORY, k.RESOLVE_IN_ROOT | k.RESOLVE_NO_SYMLINKS
+                top,
+                "dev/pts",
+                os.O_PATH | os.O_DIRECTORY,
+                k.RESOLVE_IN_ROOT | k.RESOLVE_NO_SYMLINKS,
             )
             slave = _terminal(pts, "ptmx", bundle, report)
             fds = {**fds, "stdin": slave, "stdout": slave, "stderr": slave}

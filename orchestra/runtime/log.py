@@ -1,11 +1,11 @@
 """A container's log on disk: one data file per stream and one index; everything else reads it.
 
-Law: bytes are moved from the container's FIFO into the data file by splice, at an explicit offset,
-before the index says so; whatever the files hold beyond the index (our death in between) is indexed
-at the next opening. So no byte is lost or told twice. The index is fixed records of (offset, length,
-stream, time in ns), in the order of arrival, times never falling: lines, merging, tail and since are
-made by the reader (`logs`), and attached clients are readers too: a slow one lags behind in a file
-and neither costs memory nor stops the container.
+Law: bytes move from the container's FIFO into the data file by splice, at an explicit offset,
+before the index says so; whatever the files hold beyond the index (our death in between) is
+indexed at the next opening. So no byte is lost or told twice. The index is fixed records of
+(offset, length, stream, time in ns) in the order of arrival, times never falling: lines, merging,
+tail and since are made by the reader (`lines`), and attached clients are readers too: a slow one
+lags behind in a file and neither costs memory nor stops the container.
 """
 
 from __future__ import annotations
@@ -313,7 +313,8 @@ async def lines(
         with trio.move_on_at(deadline) as scope:
             while position >= log.index_size and log.ends == ends:
                 await log.changed.park()
-        for position, chunk in log.chunks(position):  # noqa: B020 - it carries on from there
+        for following_position, chunk in log.chunks(position):
+            position = following_position
             if chunk.time_ns > limit:
                 return
             if chunk.stream in streams:

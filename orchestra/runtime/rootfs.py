@@ -126,8 +126,8 @@ class Root:
         self.dev = dev
         for name, major, minor in _NODES:
             os.mknod(name, 0o666 | stat.S_IFCHR, os.makedev(major, minor), dir_fd=dev)
-        for name, target in _LINKS:
-            os.symlink(target, name, dir_fd=dev)
+        for name, leads_to in _LINKS:
+            os.symlink(leads_to, name, dir_fd=dev)
         for name in ("pts", "shm", "mqueue"):
             os.mkdir(name, 0o755, dir_fd=dev)
         if self.bundle["tty"]:
@@ -136,9 +136,7 @@ class Root:
             self._host_devices()
         self._attach_plain(dev, "dev")
         pts = {"newinstance": None, "ptmxmode": "0666", "mode": "0620", "gid": "5"}
-        self.pts = m.new_filesystem(
-            "devpts", pts, m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NOEXEC
-        )
+        self.pts = m.new_filesystem("devpts", pts, m.MOUNT_ATTR_NOSUID | m.MOUNT_ATTR_NOEXEC)
         shm = {"mode": "1777", "size": str(self.bundle["shm_size"])}
         for name, tree in (
             ("pts", self.pts),
@@ -349,9 +347,7 @@ def _open_source(part: MountPart) -> int:
         finally:
             os.close(top)
     except OSError as error:
-        raise SetupFailed(
-            f"mount {part['target']}: source {path}: {_text(error)}"
-        ) from None
+        raise SetupFailed(f"mount {part['target']}: source {path}: {_text(error)}") from None
     kind = m.PROPAGATION[part["propagation"] or "rprivate"]
     recursive = bool(kind & m.MS_REC)
     m.set_attributes(tree, 0, kind & ~m.MS_REC, recursive)

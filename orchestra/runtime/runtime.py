@@ -1,9 +1,9 @@
 """One node's containers as the agent sees them: create, start, exec, attach, logs, end, delete.
 
 The kernel's side lives in the shim and outlives this object: a Runtime that opens finds what runs
-(`shim.list`, and records in the run directory for what another shim left behind), takes over its
-log FIFOs, terminals and pidfds, and reports every exit exactly once on `exits`, those of its absence
-too. Law: a container's end is told after its output is in the log and its cgroup is gone.
+(the shim's list, and records in the run directory for what another shim left behind), takes over
+its log FIFOs, terminals and pidfds, and reports every exit exactly once on `exits`, those of its
+absence too. Law: a container's end is told after its output is in the log and its cgroup is gone.
 """
 
 from __future__ import annotations

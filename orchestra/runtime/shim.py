@@ -200,8 +200,11 @@ class Shim:
             held = dict(process.held)
             if process.code is None:
                 held["pidfd"] = process.pidfd
-            self._send(agent, {**_describe(process), "n": request["n"], "fds": list(held)},
-                       list(held.values()))
+            self._send(
+                agent,
+                {**_describe(process), "n": request["n"], "fds": list(held)},
+                list(held.values()),
+            )
         return {"end": True}, []
 
     def on_hold(
@@ -336,7 +339,7 @@ def boot_id() -> str:
 
 
 def _write_record(path: str, body: dict[str, Any]) -> None:
-    """Whole or not at all. A full /run must not stop the shim: the record is then only in memory."""
+    """Whole or not at all. A full /run must not stop the shim: then only memory knows."""
     try:
         with open(path + ".new", "w") as file:
             json.dump(body, file)

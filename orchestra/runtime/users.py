@@ -46,7 +46,9 @@ def resolve(root: int, text: str, additional: list[str]) -> User:
         if row is None and number is not None:
             row = next((r for r in passwd if _number(r[2]) == number), None)
         if row is None and number is None:
-            raise UnknownUser(f"unable to find user {name_text}: no matching entries in passwd file")
+            raise UnknownUser(
+                f"unable to find user {name_text}: no matching entries in passwd file"
+            )
     elif colon:
         raise UnknownUser(f"user {text!r}: the user is missing")
     else:

@@ -92,7 +92,9 @@ def _device(options: Mapping[str, str]) -> str:
     if unknown:
         raise Invalid(f"volume option {sorted(unknown)[0]!r} is not known to the local driver")
     if options.get("type", "none") not in ("none", "bind") or not flags & {"bind", "rbind"}:
-        raise Invalid("the local driver takes options only for binds: type=none, o=bind, device=...")
+        raise Invalid(
+            "the local driver takes options only for binds: type=none, o=bind, device=..."
+        )
     if not os.path.isdir(device):
         raise Invalid(f"volume option device={device!r}: not a directory of this node")
     return device

@@ -61,7 +61,7 @@ def etc_files(
         resolv = ResolvConf(spec.dns or host.nameservers, search, spec.dns_opt or host.options)
     hostname = hostname_of(container)
     return EtcFiles(
-        hostname=f"{hostname}\n",
+        hostname=hostname,
         hosts=_hosts(container, endpoints, hostname, node),
         resolv_conf=str(resolv),
     )

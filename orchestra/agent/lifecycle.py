@@ -27,6 +27,7 @@ from orchestra.agent.plumbing import Plumbing, host_resolvers
 from orchestra.agent.signals import signal_number
 from orchestra.model.container import ContainerStatus
 from orchestra.model.errors import Conflict, Failed, OrchestraError, StartFailed
+from orchestra.model.paths import NodePaths
 from orchestra.plan.health import at_start
 from orchestra.plan.restart import Restart, Restarts, next_start, starts_at_boot
 from orchestra.runtime.runtime import Exited, Runtime
@@ -43,6 +44,7 @@ class Lifecycle:
 
     def __init__(
         self,
+        paths: NodePaths,
         containers: Containers,
         runtime: Runtime,
         volumes: Volumes,
@@ -50,6 +52,7 @@ class Lifecycle:
         events: Events,
         nursery: trio.Nursery,
     ) -> None:
+        self._paths = paths
         self._containers = containers
         self._runtime = runtime
         self._volumes = volumes
@@ -404,11 +407,15 @@ class Lifecycle:
         removals finished. After a reboot (`booted`) containers come back by their policies, and
         every task that ran does: its end was the host's, not its own.
         """
-        pids = self._runtime.running()
+        pids, told = self._runtime.running(), self._told_already()
         for live in self._containers:
             container = live.container
             if live.id in pids:
                 self._adopt(live, pids[live.id])
+            elif exited := told.get(live.id):
+                self.take(exited)
+            elif self._is_settling(live):
+                self._plumbing.restore(live)  # its end is told when its output is drained
             elif container.status is ContainerStatus.REMOVING:
                 self.spawn(live, self.remove, live, True, True)
             elif booted:
@@ -419,6 +426,20 @@ class Lifecycle:
                 self._resume_back_off(live)
             elif container.spec.auto_remove and container.started:
                 self.spawn(live, self.remove, live, True, True)
+
+    def _told_already(self) -> dict[str, Exited]:
+        """Take the exits that the runtime has told before anybody listened."""
+        told: dict[str, Exited] = {}
+        while True:
+            try:
+                exited = self._runtime.exits.receive_nowait()
+            except trio.WouldBlock:
+                return told
+            told[exited.container] = exited
+
+    def _is_settling(self, live: Live) -> bool:
+        """Whether it ended and the runtime is still at it: its run directory is there then."""
+        return os.path.exists(f"{self._paths.container_run(live.id)}/process")
 
     def _adopt(self, live: Live, pid: int) -> None:
         self._plumbing.restore(live)

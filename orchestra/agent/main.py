@@ -145,7 +145,7 @@ async def _assemble(
     stored = assigned.load(paths.assignment) or _standalone(facts, state)
     plumbing = Plumbing(fabric, containers, stored.assignment, changes.note)
     parts = Parts(containers, runtime, images, volumes, events)
-    lifecycle = Lifecycle(containers, runtime, volumes, plumbing, events, nursery)
+    lifecycle = Lifecycle(paths, containers, runtime, volumes, plumbing, events, nursery)
     reconciler = Reconciler(parts, lifecycle, lambda: plumbing.assignment, changes.note)
     changes.subscribe(reconciler.wake)
     changes.subscribe(plumbing.changed)

@@ -19,7 +19,6 @@ import trio
 from attrs import frozen
 
 from orchestra.image.archive import (
-    Loaded,
     Saved,
     layer_type,
     manifest_document,
@@ -135,16 +134,15 @@ class Images:
         def work() -> Sequence[str]:
             with self._changing() as pins:
                 loaded = read_archive(self._store, pins, pull(chunks), self._platform)
-                return [name for image in loaded for name in self._take(image, pins)]
+                manifests = [self._complete(image.target, pins) for image in loaded]
+                self._name({image.target: image.names for image in loaded})
+            shown = []
+            for image, manifest in zip(loaded, manifests):
+                names = [parse_reference(name).familiar() for name in image.names]
+                shown += names or [str(manifest.config.digest)]
+            return shown
 
         return await self._run("load image", work)
-
-    def _take(self, loaded: Loaded, pins: Pins) -> Sequence[str]:
-        """Unpack, then name: the order that leaves no name without its image."""
-        manifest = self._complete(loaded.target, pins)
-        self._name(loaded.target, loaded.names)
-        familiar = [parse_reference(name).familiar() for name in loaded.names]
-        return familiar or [str(manifest.config.digest)]
 
     async def import_rootfs(
         self, chunks: AsyncIterator[bytes], name: str, changes: Sequence[str], message: str = ""
@@ -187,7 +185,7 @@ class Images:
         manifest = manifest_document(config_blob, [layer])
         target = Descriptor(OCI_MANIFEST, self._store.put(manifest, pins), len(manifest))
         self._complete(target, pins)
-        self._name(target, (name,) if name else ())
+        self._name({target: (name,) if name else ()})
         return str(config_blob.digest)
 
     def _store_layer(self, chunks: Iterator[bytes], pins: Pins) -> Descriptor:
@@ -243,7 +241,7 @@ class Images:
                 document = parse_manifest(raw, f"manifest {digest}")
                 target = Descriptor(document.media_type, digest, len(raw))
                 manifest = self._complete(target, pins)
-                self._name(target, canonical)
+                self._name({target: canonical})
                 self._store.forget_waiting(reachable(self._store, digest))
                 return self._catalog.by_id(str(manifest.config.digest))
 
@@ -287,7 +285,7 @@ class Images:
         target = catalog.of(catalog.find(ref)[0])[0].target
 
         def work() -> None:
-            self._name(target, (canonical,))
+            self._name({target: (canonical,)})
 
         await self._run(f"tag {ref} as {name}", work)
 
@@ -328,6 +326,8 @@ class Images:
             try:
                 with self._store.pinning() as pins:
                     self._complete(record.target, pins)
+            except NoSpace:
+                raise
             except (Invalid, NotFound, Failed) as error:
                 _log.error(
                     "image %s is forgotten, load it again: %s",
@@ -423,14 +423,15 @@ class Images:
             pieces.close()
         return tar.digest(), tar.size
 
-    def _name(self, target: Descriptor, names: Sequence[str]) -> None:
-        """Give `target` names; without any it becomes, or stays, an untagged image."""
+    def _name(self, names: Mapping[Descriptor, Sequence[str]]) -> None:
+        """Give targets names, all at once; without any a target is, or stays, an untagged image."""
 
         def change(records: tuple[Record, ...]) -> tuple[Record, ...]:
-            for name in names:
-                records = renamed(records, name, target)
-            if not any(r.target.digest == target.digest for r in records):
-                records = (*records, Record("", target))
+            for target, its_names in names.items():
+                for name in its_names:
+                    records = renamed(records, name, target)
+                if not any(r.target.digest == target.digest for r in records):
+                    records = (*records, Record("", target))
             return records
 
         self._change(change)

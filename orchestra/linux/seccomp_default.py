@@ -48,7 +48,7 @@ signalfd4 socketpair splice stat statfs statmount statx symlink symlinkat sync s
 syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime
 timer_settime timerfd_create timerfd_gettime timerfd_settime times tkill truncate umask uname
 unlink unlinkat uretprobe utime utimensat utimes vfork vmsplice wait4 waitid write writev
-""".split()  # noqa: SIM905
+""".split()
 
 # capability -> calls that it opens
 _BY_CAPABILITY = {

@@ -146,6 +146,7 @@ def start_part(
 ) -> StartPart:
     """The description of a container's first process."""
     mask = _caps(spec)
+    taken = {part.target.rstrip("/") for part in (*spec.mounts, *spec.files)}
     version_2 = hierarchy.version == 2
     return StartPart(
         args=list(spec.args),
@@ -179,7 +180,7 @@ def start_part(
             )
             for file in spec.files
         ],
-        etc=dict(etc),
+        etc={name: text for name, text in etc.items() if f"/etc/{name}" not in taken},
         sysctls=dict(spec.sysctls),
         shm_size=spec.shm_size,
         oom_score_adj=spec.oom_score_adj,

@@ -93,14 +93,12 @@ def execute(payload: int, fds: dict[str, int], report: socket.socket) -> None:
             )
             slave = _terminal(pts, "ptmx", bundle, report)
             fds = {**fds, "stdin": slave, "stdout": slave, "stderr": slave}
-        _become(bundle, fds, report, b"")
+        _become(bundle, fds, report, "")
     except BaseException as error:
         _fail(error, report)
 
 
-def _become(
-    bundle: ProcessPart, fds: dict[str, int], report: socket.socket, init: str | bytes
-) -> None:
+def _become(bundle: ProcessPart, fds: dict[str, int], report: socket.socket, init: str) -> None:
     root = os.open("/", os.O_RDONLY | os.O_DIRECTORY)
     user = resolve(root, bundle["user"], bundle["groups"])
     environment = dict(pair.split("=", 1) for pair in bundle["env"] if "=" in pair)
@@ -122,7 +120,7 @@ def _become(
     os.setresuid(user.uid, user.uid, user.uid)
     _confine(bundle, user.uid)
     if init:
-        _fork_under_init(init)
+        _fork_under_init(init, bundle["tty"])
     _exec(bundle["args"], environment, report)
 
 
@@ -174,9 +172,24 @@ def _exec(args: list[str], environment: dict[str, str], report: socket.socket) -
     raise Refused(f'exec: "{name}": executable file not found in $PATH', 127)
 
 
-def _fork_under_init(init: str | bytes) -> None:
-    """PID 1 becomes the tiny init; the program runs as its child, which returns from here."""
-    raise SetupFailed("init is not available")
+def _fork_under_init(init: str, tty: bool) -> None:
+    """PID 1 becomes the tiny init; only its child, the program to be, returns from here.
+
+    Signals stay blocked over the fork and in the init, so that none is lost in between; the
+    program gets a process group of its own, and the terminal, so that what the terminal sends
+    reaches it once.
+    """
+    program = os.memfd_create("init", os.MFD_CLOEXEC)
+    os.write(program, base64.b64decode(init))
+    signal.pthread_sigmask(signal.SIG_SETMASK, range(1, _LAST_SIGNAL + 1))
+    pid = os.fork()
+    if pid:
+        os.execve(program, ["init", str(pid)], {})
+    os.close(program)
+    os.setpgid(0, 0)
+    if tty:
+        os.tcsetpgrp(0, os.getpid())
+    _restore_signals()
 
 
 def _terminal(pts: int, name: str, bundle: ProcessPart, report: socket.socket) -> int:

@@ -21,57 +21,69 @@ def copy_up(source: int, volume: int) -> None:
     try:
         fcntl.flock(target, fcntl.LOCK_EX)
         if not os.listdir(target):
-            _copy_tree(origin, target, {})
-            _copy_attributes(origin, target, os.fstat(origin))
+            _Copy(target).tree(origin, target, "")
+            _attributes(origin, target, os.fstat(origin))
     finally:
         os.close(origin)
         os.close(target)
 
 
-def _copy_tree(origin: int, target: int, links: dict[int, tuple[int, str]]) -> None:
-    for name in os.listdir(origin):
+class _Copy:
+    """One copy; remembers by inode where it put files that have several names."""
+
+    def __init__(self, top: int) -> None:
+        self.top = top
+        self.names: dict[int, str] = {}
+
+    def tree(self, origin: int, target: int, prefix: str) -> None:
+        for name in os.listdir(origin):
+            self.entry(origin, target, name, f"{prefix}{name}")
+
+    def entry(self, origin: int, target: int, name: str, path: str) -> None:
         info = os.stat(name, dir_fd=origin, follow_symlinks=False)
-        kind = stat.S_IFMT(info.st_mode)
-        if kind == stat.S_IFDIR:
+        if info.st_ino in self.names:
+            os.link(self.names[info.st_ino], name, src_dir_fd=self.top, dst_dir_fd=target)
+            return
+        if stat.S_ISDIR(info.st_mode):
             os.mkdir(name, 0o700, dir_fd=target)
             below = os.open(name, os.O_RDONLY | os.O_DIRECTORY | _NOFOLLOW, dir_fd=origin)
             there = os.open(name, os.O_RDONLY | os.O_DIRECTORY | _NOFOLLOW, dir_fd=target)
             try:
-                _copy_tree(below, there, {})
-                _copy_attributes(below, there, info)
+                self.tree(below, there, f"{path}/")
+                _attributes(below, there, info)
             finally:
                 os.close(below)
                 os.close(there)
-        elif kind == stat.S_IFLNK:
+            return
+        if stat.S_ISREG(info.st_mode):
+            _file(origin, target, name, info)
+        elif stat.S_ISLNK(info.st_mode):
             os.symlink(os.readlink(name, dir_fd=origin), name, dir_fd=target)
             os.chown(name, info.st_uid, info.st_gid, dir_fd=target, follow_symlinks=False)
-        elif info.st_nlink > 1 and info.st_ino in links:
-            os.link(links[info.st_ino][1], name, src_dir_fd=target, dst_dir_fd=target)
-        elif kind == stat.S_IFREG:
-            _copy_file(origin, target, name, info)
-            links[info.st_ino] = (target, name)
         else:
             os.mknod(name, info.st_mode, info.st_rdev, dir_fd=target)
             os.chown(name, info.st_uid, info.st_gid, dir_fd=target, follow_symlinks=False)
             os.chmod(name, stat.S_IMODE(info.st_mode), dir_fd=target)
+        if info.st_nlink > 1:
+            self.names[info.st_ino] = path
 
 
-def _copy_file(origin: int, target: int, name: str, info: os.stat_result) -> None:
+def _file(origin: int, target: int, name: str, info: os.stat_result) -> None:
     reader = os.open(name, os.O_RDONLY | _NOFOLLOW, dir_fd=origin)
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW
         writer = os.open(name, flags, 0o600, dir_fd=target)
         try:
-            while os.copy_file_range(reader, writer, 1 << 30):
+            while os.sendfile(writer, reader, None, 1 << 30):
                 pass
-            _copy_attributes(reader, writer, info)
+            _attributes(reader, writer, info)
         finally:
             os.close(writer)
     finally:
         os.close(reader)
 
 
-def _copy_attributes(origin: int, target: int, info: os.stat_result) -> None:
+def _attributes(origin: int, target: int, info: os.stat_result) -> None:
     os.fchown(target, info.st_uid, info.st_gid)
     os.fchmod(target, stat.S_IMODE(info.st_mode))
     for name in os.listxattr(origin):

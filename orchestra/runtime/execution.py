@@ -19,6 +19,7 @@ from orchestra.runtime.stdin import Stdin, close_watched, write_all
 
 GRACE = 2.0  # seconds that a grandchild may hold the output open
 _CHUNK = 32 << 10
+_LATE_LIMIT = 1 << 20
 
 
 class ExecProcess:
@@ -67,17 +68,18 @@ class ExecProcess:
             async with trio.open_nursery() as nursery, self.attachment.sender:
                 for stream, fd in self._readers.items():
                     nursery.start_soon(self._pump, stream, fd)
+            self._drained.set()
+            await self._exited.wait()
         finally:
             for fd in self._readers.values():
                 close_watched(fd)
             if self._stdin is not None:
                 self._stdin.close_all()
             self._master = self.attachment.master = None
-            self._drained.set()
-        await self._exited.wait()
 
     async def _pump(self, stream: int, fd: int) -> None:
-        while True:
+        late = 0  # bytes read after the grace; a grandchild could go on for ever
+        while late < _LATE_LIMIT:
             with trio.CancelScope(deadline=self._deadline) as scope:
                 self._scopes.append(scope)
                 try:
@@ -94,6 +96,7 @@ class ExecProcess:
                 return
             if not data:
                 return
+            late += len(data) if scope.cancelled_caught else 0
             try:
                 await self.attachment.sender.send((stream, data))
             except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import struct
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import TracebackType
 
 import trio
@@ -196,18 +196,18 @@ class OpenLog:
 
 
 async def follow(
-    log: Log, position: int, streams: frozenset[int], ends: int
+    log: Log, position: int, streams: frozenset[int], finished: Callable[[], bool]
 ) -> AsyncIterator[tuple[int, bytes]]:
-    """Bytes from index `position` on until more than `ends` runs have ended."""
+    """Bytes from index `position` on until `finished`, which is asked at every change."""
     while True:
         for following, chunk in log.chunks(position):
             position = following
             if chunk.stream in streams:
                 for data in log.pieces(chunk):
                     yield chunk.stream, data
-        if log.ends != ends and position >= log.index_size:
-            return
         if position >= log.index_size:
+            if finished():
+                return
             await log.changed.park()
 
 

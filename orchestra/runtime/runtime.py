@@ -9,10 +9,11 @@ absence too. Law: a container's end is told after its output is in the log and i
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
+import logging
 import os
 import shutil
-import signal as signals
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -43,11 +44,14 @@ from orchestra.runtime.spawn import start_shim
 from orchestra.runtime.stdin import Stdin, close_watched, write_all
 from orchestra.runtime.volumes import write_durably
 
+_log = logging.getLogger(__name__)
 _STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
 _PIPE_SIZE = 256 << 10
 _FULL_DISK_RETRY = 1.0  # seconds
 _EXEC = "exec/"
 _CODE_PATIENCE = 5.0  # seconds for PID 1 to reap what a dead shim left
+_FREEZE_PATIENCE = 10.0
+_SHIM_RETRY = 1.0
 
 __all__ = ["EtcFiles", "ExecProcess", "Exited", "LogRecord", "Runtime", "open_runtime"]
 
@@ -134,6 +138,7 @@ class Runtime:
         self._logs: dict[str, Log] = {}
         self._stdins: dict[str, Stdin] = {}  # of containers that are attached before their start
         self._execs: dict[str, ExecProcess] = {}
+        self._asked_execs: set[str] = set()
         self._ended_execs: dict[str, int] = {}
         self._link: Link | None = None
 
@@ -168,27 +173,38 @@ class Runtime:
             if live.shim_pid == link.pid:
                 live.shim_pid = 0
                 self._nursery.start_soon(self._watch_orphan, live)
-        await self.attach_to_shim()
+        while True:
+            try:
+                await self.attach_to_shim()
+                return
+            except Unavailable as error:
+                _log.error("%s; trying again", error)
+                await trio.sleep(_SHIM_RETRY)
 
     def _take_over(self, body: Mapping[str, object], fds: Mapping[str, int], shim: int) -> None:
         """A process that the shim holds: ours to follow, or an exec nobody asks for any more."""
         name, code = str(body["id"]), body["code"]
-        if name.startswith(_EXEC) or name in self._live or not self._is_ours(name):
+        known = self._live.get(name)
+        if known is None and not name.startswith(_EXEC) and self._is_ours(name):
+            if code is None and "pidfd" not in fds:  # another shim's child, held by this one
+                self._adopt(name, fds)
+                return
+            known = self._open_live(name, int(str(body["pid"])), fds)
+            self._nursery.start_soon(self._follow_to_end, known)
+        else:
             for fd in fds.values():
                 os.close(fd)
-            if code is not None and name not in self._live:
-                self._nursery.start_soon(self._forget, name)
-            return
-        live = self._open_live(name, int(str(body["pid"])), fds)
-        live.shim_pid = shim
-        if code is not None:
-            live.end(int(str(code)), float(str(body["time"])))
-        self._nursery.start_soon(self._follow_to_end, live)
+        if known is not None:
+            known.shim_pid = shim
+            if code is not None:
+                known.end(int(str(code)), float(str(body["time"])))
+        elif code is not None:
+            self._nursery.start_soon(self._forget, name)
 
     def _is_ours(self, name: str) -> bool:
         return os.path.isdir(self._paths.container(name))
 
-    def _adopt(self, container_id: str) -> None:
+    def _adopt(self, container_id: str, fds: Mapping[str, int] = {}) -> None:
         """A container of a shim that is gone: follow it by pidfd, or settle its end."""
         record = f"{self._paths.container_run(container_id)}/process"
         try:
@@ -200,8 +216,8 @@ class Runtime:
             shutil.rmtree(self._paths.container_run(container_id))
             return
         pidfd = _pidfd_of(told["pid"], told["start"]) if told["boot"] == boot_id() else None
-        fds = {} if pidfd is None else {"pidfd": pidfd}
-        live = self._open_live(container_id, told["pid"], fds)
+        found = {} if pidfd is None else {"pidfd": pidfd}
+        live = self._open_live(container_id, told["pid"], {**fds, **found})
         if pidfd is None:
             live.end(*_recorded_end(record))
         else:
@@ -231,6 +247,7 @@ class Runtime:
             path = f"{self._paths.container_run(container_id)}/{name}"
             if live.master is None and os.path.exists(path):
                 live.sources[stream] = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+                fcntl.fcntl(live.sources[stream], fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
             if name in fds:
                 os.close(fds[name])
         if "stdin_writer" in fds:
@@ -245,7 +262,7 @@ class Runtime:
             exec_id = name.removeprefix(_EXEC)
             if process := self._execs.pop(exec_id, None):
                 process.ended(code)
-            else:  # it ended before the reply to its start was read
+            elif exec_id in self._asked_execs:  # its start's reply is not read yet
                 self._ended_execs[exec_id] = code
             self._nursery.start_soon(self._forget, name)
         elif live := self._live.get(name):
@@ -343,8 +360,9 @@ class Runtime:
             with trio.CancelScope(shield=True):
                 live = await self._start(container_id, definition, netns, etc, group)
         except BaseException:
+            with trio.CancelScope(shield=True):
+                await _remove_group(group)
             _remove_run_directory(self._paths.container_run(container_id))
-            group.remove()
             if log := self._logs.get(container_id):
                 log.end()
             raise
@@ -417,15 +435,15 @@ class Runtime:
         return stdin
 
     def _enter_group(self, group: Group, spec: ContainerSpec) -> dict[str, int]:
-        group.create()
         try:
+            group.create()
             group.limit(bundle.cgroup_limits(spec.limits))
+            if not spec.privileged:
+                group.restrict_devices()
         except LimitRefused as error:
             raise StartFailed(f"cannot set {error.filename}: {error.strerror}") from None
-        except ValueError as error:
-            raise StartFailed(f"cannot set limits: {error}") from None
-        if not spec.privileged:
-            group.restrict_devices()
+        except (OSError, ValueError) as error:
+            raise StartFailed(f"cannot make the cgroup {group.path}: {error}") from None
         if self._hierarchy.version == 2:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             return {"cgroup": os.open(group.directories()[0], flags)}
@@ -467,7 +485,7 @@ class Runtime:
         """Signal its first process. Conflict where it does not run."""
         live = self._need(container_id)
         try:
-            pidfd_send_signal(live.pidfd, signals.Signals(signal))
+            pidfd_send_signal(live.pidfd, signal)
         except ProcessLookupError:
             raise Conflict(f"Container {container_id} is not running") from None
 
@@ -476,10 +494,13 @@ class Runtime:
         self._need(container_id)
         group = self._group(container_id)
         group.freeze(True)
-        with trio.fail_after(10):
+        with trio.move_on_after(_FREEZE_PATIENCE):
             while not group.is_frozen():
-                await trio.sleep(0.001)
+                await trio.sleep(0.001)  # nothing tells of the change on v1
                 group.freeze(True)
+            return
+        group.freeze(False)
+        raise Failed(f"cannot pause {container_id}: the kernel does not freeze it, try again")
 
     async def unpause(self, container_id: str) -> None:
         self._need(container_id)
@@ -586,6 +607,7 @@ class Runtime:
                     stdin = Stdin()
                     assert stdin.reader is not None
                     fds["stdin"], stdin.reader = stdin.reader, None
+            self._asked_execs.add(exec_id)
             with trio.CancelScope(shield=True):
                 reply = await self._request("exec", fds, id=_EXEC + exec_id)
             if "error" in reply.body:
@@ -600,6 +622,7 @@ class Runtime:
                 stdin.close_all()
             raise
         finally:
+            self._asked_execs.discard(exec_id)
             for fd in fds.values():
                 os.close(fd)
         os.close(reply.fds["pidfd"])
@@ -660,14 +683,20 @@ class ContainerAttachment:
         self._writer, self._end_stdin = writer, end_stdin
         self._position = log.log.index_size
         self._ends = log.log.ends
+        self._reading = self._gone = False
 
     async def output(self) -> AsyncIterator[tuple[int, bytes]]:
         """Yield (1 stdout | 2 stderr, bytes) until the run ends; of a terminal all is 1."""
+        self._reading = True
         try:
-            async for item in follow(self._log.log, self._position, self._streams, self._ends):
+            async for item in follow(self._log.log, self._position, self._streams, self._over):
                 yield item
         finally:
+            self._reading = False
             self._log.close()
+
+    def _over(self) -> bool:
+        return self._gone or self._log.log.ends != self._ends
 
     async def write(self, data: bytes) -> None:
         """To the process's stdin; a terminal that is not there yet is waited for."""
@@ -675,7 +704,7 @@ class ContainerAttachment:
             return
         log = self._log.log
         while (target := self._writer()) is None:
-            if log.running or log.ends != self._ends:
+            if log.running or self._over():
                 return
             await log.changed.park()
         if isinstance(target, int):
@@ -691,7 +720,10 @@ class ContainerAttachment:
     async def aclose(self) -> None:
         """The client is gone; the process lives on."""
         await self.close_stdin()
-        self._log.close()
+        self._gone = True
+        self._log.log.changed.unpark_all()
+        if not self._reading:
+            self._log.close()
 
 
 async def _drain(log: Log, stream: int, fd: int) -> None:

@@ -198,7 +198,7 @@ class Shim:
             if process.asked_by is not None and process.error is not None:
                 continue  # never became anything
             held = dict(process.held)
-            if process.code is None:
+            if process.code is None and process.pidfd >= 0:
                 held["pidfd"] = process.pidfd
             self._send(
                 agent,
@@ -286,6 +286,10 @@ class Shim:
         assert process.error is not None and process.asked_by is not None
         agent, number = process.asked_by
         code, text = process.error
+        if agent.fileno() not in self.agents:  # gone; the next one may have seen it in a list
+            process.error = process.asked_by = None
+            self._tell_exit(process)
+            return
         self._send(agent, {"n": number, "error": text, "code": code})
         if process.record:
             _remove_record(process.record)

@@ -48,7 +48,7 @@ signalfd4 socketpair splice stat statfs statmount statx symlink symlinkat sync s
 syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime
 timer_settime timerfd_create timerfd_gettime timerfd_settime times tkill truncate umask uname
 unlink unlinkat uretprobe utime utimensat utimes vfork vmsplice wait4 waitid write writev
-""".split()
+"""
 
 # capability -> calls that it opens
 _BY_CAPABILITY = {
@@ -86,7 +86,7 @@ def _where(name: str, op: str, value: int) -> SyscallRule:
 DEFAULT_PROFILE = Profile(
     default=deny(errno.EPERM),
     rules=(
-        SyscallRule(tuple(_ALLOWED)),
+        SyscallRule(tuple(_ALLOWED.split())),
         SyscallRule(("process_vm_readv", "process_vm_writev", "ptrace"), min_kernel=(4, 8)),
         _where("socket", "LT", 38),
         _where("socket", "EQ", 39),

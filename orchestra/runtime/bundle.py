@@ -146,7 +146,8 @@ def start_part(
 ) -> StartPart:
     """The description of a container's first process."""
     mask = _caps(spec)
-    taken = {part.target.rstrip("/") for part in (*spec.mounts, *spec.files)}
+    taken = {mount.target.rstrip("/") for mount in spec.mounts}
+    taken |= {file.target for file in spec.files}
     version_2 = hierarchy.version == 2
     return StartPart(
         args=list(spec.args),

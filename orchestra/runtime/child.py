@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from orchestra.runtime.bundle import ExecPart, ProcessPart, StartPart
 
 _TIOCGPTPEER, _TIOCSPTLCK = 0x5441, 0x4004_5431
-_LAST_SIGNAL = 64
 
 ABOUT_TO_EXEC, MASTER, FAILED = b"x", b"m", b"e"
 
@@ -181,7 +180,7 @@ def _fork_under_init(init: str, tty: bool) -> None:
     """
     program = os.memfd_create("init", os.MFD_CLOEXEC)
     os.write(program, base64.b64decode(init))
-    signal.pthread_sigmask(signal.SIG_SETMASK, range(1, _LAST_SIGNAL + 1))
+    signal.pthread_sigmask(signal.SIG_SETMASK, signal.valid_signals())
     pid = os.fork()
     if pid:
         os.execve(program, ["init", str(pid)], {})

@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import sys
+import tempfile
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -184,9 +185,10 @@ def _archive(kind: str, files: Mapping[str, bytes], entry: str) -> Archive:
     cache.mkdir(mode=0o700, parents=True, exist_ok=True)
     for old in sorted(cache.glob(f"{kind}-*.tar.gz"), key=_age)[:-3]:
         old.unlink(missing_ok=True)
-    fresh = cached.with_suffix(f".{os.getpid()}")
-    fresh.write_bytes(data)
-    fresh.rename(cached)
+    # Several nodes are added at once, each in a thread: every writer needs a name of its own.
+    with tempfile.NamedTemporaryFile(dir=cache, prefix=f"{kind}-", delete=False) as fresh:
+        fresh.write(data)
+    os.rename(fresh.name, cached)
     return Archive(version, data)
 
 

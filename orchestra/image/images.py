@@ -135,7 +135,7 @@ class Images:
             with self._changing() as pins:
                 loaded = read_archive(self._store, pins, pull(chunks), self._platform)
                 manifests = [self._complete(image.target, pins) for image in loaded]
-                self._name({image.target: image.names for image in loaded})
+                self._name([(image.target, image.names) for image in loaded])
             shown = []
             for image, manifest in zip(loaded, manifests):
                 names = [parse_reference(name).familiar() for name in image.names]
@@ -185,7 +185,7 @@ class Images:
         manifest = manifest_document(config_blob, [layer])
         target = Descriptor(OCI_MANIFEST, self._store.put(manifest, pins), len(manifest))
         self._complete(target, pins)
-        self._name({target: (name,) if name else ()})
+        self._name([(target, (name,) if name else ())])
         return str(config_blob.digest)
 
     def _store_layer(self, chunks: Iterator[bytes], pins: Pins) -> Descriptor:
@@ -241,7 +241,7 @@ class Images:
                 document = parse_manifest(raw, f"manifest {digest}")
                 target = Descriptor(document.media_type, digest, len(raw))
                 manifest = self._complete(target, pins)
-                self._name({target: canonical})
+                self._name([(target, canonical)])
                 self._store.forget_waiting(reachable(self._store, digest))
                 return self._catalog.by_id(str(manifest.config.digest))
 
@@ -285,7 +285,7 @@ class Images:
         target = catalog.of(catalog.find(ref)[0])[0].target
 
         def work() -> None:
-            self._name({target: (canonical,)})
+            self._name([(target, (canonical,))])
 
         await self._run(f"tag {ref} as {name}", work)
 
@@ -423,11 +423,11 @@ class Images:
             pieces.close()
         return tar.digest(), tar.size
 
-    def _name(self, names: Mapping[Descriptor, Sequence[str]]) -> None:
+    def _name(self, names: Sequence[tuple[Descriptor, Sequence[str]]]) -> None:
         """Give targets names, all at once; without any a target is, or stays, an untagged image."""
 
         def change(records: tuple[Record, ...]) -> tuple[Record, ...]:
-            for target, its_names in names.items():
+            for target, its_names in names:
                 for name in its_names:
                     records = renamed(records, name, target)
                 if not any(r.target.digest == target.digest for r in records):

@@ -65,7 +65,8 @@ class ExecProcess:
 
     async def _pump_all(self) -> None:
         try:
-            async with trio.open_nursery() as nursery, self.attachment.sender:
+            # The sender outside: it closes when every pump has ended.
+            async with self.attachment.sender, trio.open_nursery() as nursery:
                 for stream, fd in self._readers.items():
                     nursery.start_soon(self._pump, stream, fd)
             self._drained.set()

@@ -140,6 +140,7 @@ class Runtime:
         self._execs: dict[str, ExecProcess] = {}
         self._asked_execs: set[str] = set()
         self._ended_execs: dict[str, int] = {}
+        self._ended_early: dict[str, tuple[int, float]] = {}
         self._link: Link | None = None
 
     # --- the shim
@@ -254,6 +255,8 @@ class Runtime:
             live.stdin = Stdin.of_writer(fds["stdin_writer"])
         self._live[container_id] = live
         log.log.begin()
+        if end := self._ended_early.pop(container_id, None):
+            live.end(*end)
         return live
 
     def _on_event(self, event: Mapping[str, object]) -> None:
@@ -267,6 +270,8 @@ class Runtime:
             self._nursery.start_soon(self._forget, name)
         elif live := self._live.get(name):
             live.end(code, float(str(event["time"])))
+        elif name in self._starting:  # it ended before the reply to its start was read
+            self._ended_early[name] = (code, float(str(event["time"])))
 
     async def _forget(self, name: str) -> None:
         await self._ask("forget", id=name)

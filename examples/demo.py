@@ -13,7 +13,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent / "orchestra"
-LAB = "demo"
+LAB = "lab"
 IMAGES = ("python", "redis", "busybox")
 
 NEXT = """

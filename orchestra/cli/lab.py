@@ -31,6 +31,9 @@ def register(subparsers: Any) -> None:
     ):
         command(word, text, run_power).add_argument("node", metavar="NODE")
         subparsers.choices[word].set_defaults(verb=word)
+    inside = command("exec", "run a command on a host, as its root", run_exec)
+    inside.add_argument("node", metavar="NODE")
+    inside.add_argument("words", nargs=argparse.REMAINDER, metavar="CMD...")
     client = command("client", "run a command on a machine outside the cluster", run_client)
     client.add_argument("words", nargs=argparse.REMAINDER, metavar="CMD...")
 
@@ -89,6 +92,19 @@ def run_power(args: argparse.Namespace) -> int:
     getattr(hosts, args.verb)(lab, lab.host(args.node))
     print(args.node)
     return 0
+
+
+def run_exec(args: argparse.Namespace) -> int:
+    import os
+
+    from orchestra.model.errors import Invalid
+    from orchestra.testing.lab import hosts
+
+    lab = hosts.load(args.name)
+    if not args.words:
+        raise Invalid("say what to run: orchestra lab exec NODE CMD...")
+    command = hosts.on_host(lab, lab.host(args.node), args.words)
+    os.execvp(command[0], command)
 
 
 def run_client(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""A scratch node for runtime tests: a busybox layer, unique paths, and a cleanup that checks itself."""
+"""A scratch node for runtime tests: a busybox layer, unique paths, a cleanup that checks itself."""
 
 from __future__ import annotations
 

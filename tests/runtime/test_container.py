@@ -110,7 +110,8 @@ def test_a_program_that_cannot_run_is_told_with_the_shells_code(
 
 
 @pytest.mark.parametrize(
-    ("script", "code"), [("exit 42", 42), ("kill -9 $$; sleep 9", 0), ("sh -c 'kill -9 $$'", 137)]
+    ("script", "code"),
+    [("exit 42", 42), ("kill -9 $$; sleep 9", 0), ("sh -c 'kill -9 $$'; exit $?", 137)],
 )
 def test_the_exit_code_is_the_programs(node: Box, script: str, code: int) -> None:
     async def body(runtime: Runtime) -> None:
@@ -272,8 +273,10 @@ def test_an_empty_volume_is_filled_from_the_image_once(node: Box) -> None:
 def test_files_are_injected_with_owner_and_mode_and_touch_no_disk(node: Box) -> None:
     async def body(runtime: Runtime) -> None:
         file = FileContent("/run/secrets/deep/s", b"shh", uid="web", gid="tape", mode=0o440)
-        wanted = shell("stat -c '%a %u %g' /run/secrets/deep/s; cat /run/secrets/deep/s; sleep 100",
-                       files=(file,))
+        wanted = shell(
+            "stat -c '%a %u %g' /run/secrets/deep/s; cat /run/secrets/deep/s; sleep 100",
+            files=(file,),
+        )
         container = await start(runtime, node, wanted)
         attached = await runtime.attach(container, False, True, True)
         upper = Path(node.paths.container(container)) / "upper/run/secrets/deep/s"

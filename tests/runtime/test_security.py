@@ -1,0 +1,232 @@
+"""What images and clients tried on other engines, tried on ours (see the decisions on security)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from orchestra.linux.syscalls import libc
+from orchestra.model.container import FileContent
+from orchestra.model.errors import StartFailed
+from orchestra.model.service import Mount, MountType
+from orchestra.runtime.runtime import EtcFiles, Runtime
+from tests.runtime.box import Box, execute, new_id, output, shell, spec, start
+
+
+async def refused(runtime: Runtime, node: Box, wanted, **more) -> str:  # type: ignore[no-untyped-def]
+    container = new_id()
+    await runtime.create(container, wanted, node.layers, more.get("volumes", {}))
+    with pytest.raises(StartFailed) as caught:
+        await runtime.start(container, None, EtcFiles("x"))
+    await runtime.delete(container)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["dev", "proc", "sys"])
+def test_an_image_whose_dev_proc_or_sys_is_a_link_is_refused(node: Box, name: str) -> None:
+    victim = node.base / "victim"
+    victim.mkdir()
+    (node.overlay("evil") / name).symlink_to(f"../../../../../../..{victim}")
+
+    async def body(runtime: Runtime) -> None:
+        assert f"the image's /{name} is not a directory" in await refused(
+            runtime, node, spec("true")
+        )
+        assert not list(victim.iterdir())
+
+    node.run(body)
+
+
+@pytest.mark.parametrize("number", range(3, 20))
+def test_a_working_directory_through_our_fds_is_refused(node: Box, number: int) -> None:
+    async def body(runtime: Runtime) -> None:
+        path = f"/proc/self/fd/{number}"
+        assert "working directory" in await refused(runtime, node, spec("ls", working_dir=path))
+        running = await start(runtime, node, spec("sleep", "100"))
+        with pytest.raises(StartFailed, match="working directory"):
+            await execute(runtime, running, "ls", working_dir=f"{path}/../../..")
+
+    if number in (3, 7, 12, 19):  # four starts tell as much as seventeen
+        node.run(body)
+
+
+def test_masked_paths_are_masked_whatever_the_image_calls_null(node: Box) -> None:
+    evil = node.overlay("evil")
+    (evil / "dev").mkdir()
+    (evil / "dev/null").symlink_to("/proc/sys/kernel/core_pattern")
+
+    async def body(runtime: Runtime) -> None:
+        script = (
+            "wc -c /proc/kcore /proc/keys /proc/timer_list 2>&1; ls /sys/firmware | wc -l;"
+            "echo x >/proc/sysrq-trigger; echo x >/proc/sys/kernel/core_pattern; ls -l /dev/null"
+        )
+        _, said = await output(runtime, node, shell(script))
+        assert said.count("Read-only file system") == 2
+        assert "0 /proc/keys" in said
+        assert "0 /proc/timer_list" in said
+        assert "crw-rw-rw-" in said
+
+    before = Path("/proc/sys/kernel/core_pattern").read_text()
+    node.run(body)
+    assert Path("/proc/sys/kernel/core_pattern").read_text() == before
+
+
+def test_a_script_that_runs_proc_self_exe_cannot_write_to_the_hosts_interpreter(
+    node: Box,
+) -> None:
+    binary = Path(sys.executable).resolve()
+    before = hashlib.sha256(binary.read_bytes()).hexdigest()
+    evil = node.overlay("evil")
+    (evil / "run.sh").write_text("#!/proc/self/exe\n")
+    (evil / "run.sh").chmod(0o755)
+
+    async def body(runtime: Runtime) -> None:
+        # The interpreter may fail to load there or run; it must not be opened for writing.
+        container = new_id()
+        await runtime.create(container, spec("/run.sh"), node.layers, {})
+        try:
+            pid = await runtime.start(container, None, EtcFiles("x"))
+        except StartFailed:
+            pid = 0
+        if pid:
+            await runtime.exits.receive()
+
+    node.run(body)
+    shim = node.shim_pid()
+    with pytest.raises(OSError, match=r"Read-only file system|Text file busy"):
+        os.open(f"/proc/{shim}/exe", os.O_WRONLY)
+    assert hashlib.sha256(binary.read_bytes()).hexdigest() == before
+
+
+def test_mount_targets_that_are_links_stay_inside(node: Box) -> None:
+    host = node.base / "host"
+    host.mkdir()
+    evil = node.overlay("evil")
+    (evil / "out").symlink_to(f"../../../../..{host}")
+
+    async def body(runtime: Runtime) -> None:
+        wanted = shell(
+            "ls /out; cat /out/x /out/file",
+            mounts=(Mount(MountType.TMPFS, f"{host}"),),
+            files=(FileContent("/out/file", b"in"),),
+        )
+        _, said = await output(runtime, node, wanted)
+        assert "in" in said
+        assert not list(host.iterdir())
+
+    node.run(body)
+
+
+def test_a_volume_is_filled_only_from_inside_the_image(node: Box) -> None:
+    volume = node.base / "volume"
+    volume.mkdir()
+    (node.overlay("evil") / "a").symlink_to("/etc")
+
+    async def body(runtime: Runtime) -> None:
+        wanted = shell("ls /a", mounts=(Mount(MountType.VOLUME, "/a", "v"),))
+        await output(runtime, node, wanted, volumes={"/a": str(volume)})
+        assert sorted(p.name for p in volume.iterdir())[:2] == ["group", "passwd"]
+        assert "odd" in (volume / "passwd").read_text()  # the image's own
+
+    node.run(body)
+
+
+def test_a_link_that_flips_during_starts_never_leads_a_mount_out(node: Box) -> None:
+    shared, host = node.base / "shared", node.base / "host"
+    (shared / "dir").mkdir(parents=True)
+    host.mkdir()
+    (shared / "link").symlink_to(f"../../../../../../..{host}")
+    one, two = bytes(shared / "dir"), bytes(shared / "link")
+    stop = threading.Event()
+
+    def flip() -> None:
+        while not stop.is_set():
+            # renameat2(RENAME_EXCHANGE): a start meets a directory or the link, never nothing
+            libc.renameat2(-100, one, -100, two, 2)
+
+    async def body(runtime: Runtime) -> None:
+        wanted = shell(
+            "touch /v/dir/mark",
+            mounts=(
+                Mount(MountType.BIND, "/v", str(shared)),
+                Mount(MountType.TMPFS, "/v/dir/deep"),
+            ),
+        )
+        for _ in range(30):
+            container = new_id()
+            await runtime.create(container, wanted, node.layers, {})
+            try:
+                await runtime.start(container, None, EtcFiles("x"))
+            except StartFailed:
+                pass  # it met the link: refused is fine, led out is not
+            else:
+                await runtime.exits.receive()
+            await runtime.delete(container)
+
+    thread = threading.Thread(target=flip)
+    thread.start()
+    try:
+        node.run(body)
+    finally:
+        stop.set()
+        thread.join()
+    assert not list(host.iterdir())
+
+
+def test_a_passwd_file_that_is_a_fifo_does_not_stop_us(node: Box) -> None:
+    evil = node.overlay("evil")
+    (evil / "etc").mkdir()
+    os.mkfifo(evil / "etc/passwd")
+
+    async def body(runtime: Runtime) -> None:
+        assert (await output(runtime, node, spec("echo", "x")))[1] == "x\n"
+        assert "no matching entries" in await refused(runtime, node, spec("echo", user="web"))
+
+    node.run(body)
+
+
+def test_devices_of_the_host_cannot_be_opened(node: Box) -> None:
+    async def body(runtime: Runtime) -> None:
+        script = "mknod /d b 7 0 && echo made; cat /d; mknod /k c 1 11; cat /k; cat /dev/null"
+        _, said = await output(runtime, node, shell(script))
+        assert "made" in said
+        assert said.count("Operation not permitted") == 2
+
+    node.run(body)
+
+
+def test_our_processes_cannot_be_looked_into_from_a_container(node: Box) -> None:
+    async def body(runtime: Runtime) -> None:
+        script = (
+            "while :; do for p in /proc/[0-9]*; do "
+            "case $(readlink $p/exe 2>/dev/null) in *python*) echo SEEN $p;; esac; "
+            "done; done"
+        )
+        container = await start(runtime, node, shell(script))
+        for _ in range(20):
+            await execute(runtime, container, "true")
+        await runtime.kill(container, 9)
+        await runtime.exits.receive()
+        said = b"".join([r.data async for r in runtime.logs(container)])
+        assert b"SEEN" not in said
+
+    node.run(body)
+
+
+def test_state_directories_are_closed_to_others(node: Box) -> None:
+    async def body(runtime: Runtime) -> None:
+        container = await start(runtime, node, spec("sleep", "100"))
+        for path in (
+            f"{node.paths.state}/containers",
+            node.paths.container(container),
+            node.paths.container_run(container),
+        ):
+            assert os.stat(path).st_mode & 0o777 == 0o700
+        assert os.stat(node.paths.shim_socket).st_mode & 0o777 == 0o600
+
+    node.run(body)

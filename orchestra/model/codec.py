@@ -54,15 +54,14 @@ def to_json(value: Any) -> Any:
         return {str(to_json(k)): to_json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [to_json(v) for v in value]
-    if attrs.has(type(value)):
-        out: dict[str, Any] = {}
-        kind = getattr(type(value), "__kind__", None)
-        if kind:
-            out["kind"] = kind
-        for name, _, _ in _fields(type(value)):
-            out[name] = to_json(getattr(value, name))
-        return out
-    raise CodecError(f"cannot encode {type(value).__name__}")
+    cls: Any = type(value)
+    if not attrs.has(cls):
+        raise CodecError(f"cannot encode {cls.__name__}")
+    kind = getattr(cls, "__kind__", None)
+    out: dict[str, Any] = {"kind": kind} if kind else {}
+    for name, _, _ in _fields(cls):
+        out[name] = to_json(getattr(value, name))
+    return out
 
 
 def from_json(cls: type[T], data: Any, where: str = "") -> T:
@@ -154,6 +153,6 @@ def _decode_class(cls: type, data: Any, where: str) -> Any:
             raise CodecError(f"{where}: expected base64 text") from None
     if cls is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
-    if isinstance(data, bool) and cls is not bool or not isinstance(data, cls):
+    if (isinstance(data, bool) and cls is not bool) or not isinstance(data, cls):
         raise CodecError(f"{where}: expected {cls.__name__}, got {data!r}")
     return data

@@ -1,4 +1,4 @@
-"""`orchestra controller`: the controller as a daemon on a node, which heals while nobody watches."""
+"""`orchestra controller`: the controller as a daemon on a node, healing while nobody watches."""
 
 from __future__ import annotations
 

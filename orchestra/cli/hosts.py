@@ -111,9 +111,7 @@ def add(cluster: Context, node: InventoryNode, trust: Trust, install: bool) -> b
     before = next((n for n in nodes if n.name == node.name), None)
     if before is not None:
         node = _again(before, node, keep_key=not (trust.accept_new or trust.fingerprint))
-    added = over_ssh(
-        cluster, lambda: _add(cluster, node, nodes, trust, install, report(node.name))
-    )
+    added = over_ssh(cluster, lambda: _add(cluster, node, nodes, trust, install, report(node.name)))
     context.save(cluster)
     try:
         client(cluster).put_node(_for_controller(cluster, added.node))
@@ -192,9 +190,7 @@ def remove(cluster: Context, name: str, *, purge: bool, force: bool) -> None:
     try:
         over_ssh(
             cluster,
-            lambda: bootstrap.remove_host(
-                node, purge=purge, comment=comment, report=report(name)
-            ),
+            lambda: bootstrap.remove_host(node, purge=purge, comment=comment, report=report(name)),
         )
     except Unavailable as error:
         if not force:
@@ -248,9 +244,7 @@ def uninstall_controller(cluster: Context) -> list[str]:
     home = find(cluster, cluster.controller)
     nodes = inventory.load(cluster.inventory)
     session.stop(cluster)
-    unreached = over_ssh(
-        cluster, lambda: bootstrap.uninstall_controller(cluster.name, home, nodes)
-    )
+    unreached = over_ssh(cluster, lambda: bootstrap.uninstall_controller(cluster.name, home, nodes))
     context.save(evolve(cluster, controller="", controller_key=""))
     return unreached
 

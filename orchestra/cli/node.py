@@ -63,8 +63,11 @@ def register(subparsers: Any) -> None:
 
 def read_target(text: str) -> tuple[str, str, int]:
     """(user, host, port) of "user@host:port", "host", "user@[v6]:port"."""
-    match = re.fullmatch(r"(?:(?P<user>[^@\s]+)@)?(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:@\s]+))"
-                         r"(?::(?P<port>\d{1,5}))?", text)
+    match = re.fullmatch(
+        r"(?:(?P<user>[^@\s]+)@)?(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:@\s]+))"
+        r"(?::(?P<port>\d{1,5}))?",
+        text,
+    )
     if match is None:
         raise Invalid(f"cannot read {text!r}: write USER@HOST[:PORT], an IPv6 address in []")
     return match["user"] or "root", match["v6"] or match["host"], int(match["port"] or 22)

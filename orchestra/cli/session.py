@@ -19,7 +19,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
@@ -250,8 +250,8 @@ async def _serve(cluster: Context, path: str, idle: float, ready: Callable[[], N
             nursery.cancel_scope.cancel()
 
 
-async def _cancel_at(signals: trio.abc.AsyncResource, scope: trio.CancelScope) -> None:
-    async for _ in signals:  # type: ignore[attr-defined]
+async def _cancel_at(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _ in signals:
         scope.cancel()
 
 
@@ -278,7 +278,6 @@ async def _control(cluster: Context, path: str, idle: float, ready: Callable[[],
 
 async def _forward(cluster: Context, path: str, idle: float, ready: Callable[[], None]) -> None:
     """Be a wire to the controller on its node: one SSH channel for each connection."""
-    import trio
 
     from orchestra.controller import inventory
     from orchestra.controller.bootstrap import ssh_target

@@ -45,10 +45,12 @@ NO_PYTHON, NO_ROOT = 42, 43
 # Finds a Python and root rights, then hands stdin to host.py, whose length is the first argument.
 SHELL = """exec sh -c '
 s=; if [ "$(id -u)" != 0 ]; then sudo -n true 2>/dev/null || exit 43; s="sudo -n"; fi
-for p in python3 python3.14 python3.13 python3.12 python3.11 /usr/local/bin/python3 /opt/*/bin/python3; do
+for p in python3 python3.14 python3.13 python3.12 python3.11 /usr/local/bin/python3 \
+  /opt/*/bin/python3; do
   p=$(command -v "$p" 2>/dev/null) || continue
   if "$p" -I -S -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then
-    exec $s "$p" -I -S -c "import sys; exec(compile(sys.stdin.buffer.read({length}), \\"host.py\\", \\"exec\\")); serve()"
+    exec $s "$p" -I -S -c "import sys; source = sys.stdin.buffer.read({length})
+exec(compile(source, \\"host.py\\", \\"exec\\")); serve()"
   fi
 done
 exit 42'"""
@@ -252,7 +254,7 @@ def _refuse_other_identity(node: InventoryNode, looked: Looked) -> None:
     if looked.node is None or looked.node.get("name") in (None, node.name):
         return
     raise Conflict(
-        f"{node.address} is the node {looked.node['name']!r} (id {looked.node['id'][:12]}) already. "
+        f"{node.address} is the node {looked.node['name']!r} already (id {looked.node['id'][:12]}). "
         f"To rename it: `orchestra node rm {looked.node['name']}` first. If the machine is a clone "
         "of that node: remove /var/lib/orchestra/node.json on the copy, then add it again"
     )
@@ -400,4 +402,3 @@ async def uninstall_controller(
         for node in nodes:
             nursery.start_soon(take_back, node)
     return sorted(unreached)
-

@@ -221,7 +221,9 @@ def nft(commands: str) -> bool:
 
 def try_nftables() -> list[str]:
     try:
-        works = nft("add table inet probe\nadd chain inet probe c { type nat hook output priority 0; }")
+        works = nft(
+            "add table inet probe\nadd chain inet probe c { type nat hook output priority 0; }"
+        )
     except FileNotFoundError:
         return ["libnftables"]
     return [] if works else ["nftables"]
@@ -271,10 +273,8 @@ def unpack(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def fetch_libraries(target: str, needs: list[str]) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target, *needs],
-        capture_output=True,
-    )
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", target]
+    done = subprocess.run([*pip, *needs], capture_output=True)
     if done.returncode:
         raise Refused(
             f"cannot fetch {' '.join(needs)} for {sys.executable}: {done.stderr.decode().strip()}; "
@@ -303,7 +303,7 @@ def write_durably(path: str, text: str, mode: int = 0o600) -> None:
 
 KEEPER = """\
 #!/bin/sh
-# Keeps the orchestra {role} running; written by orchestra, started at boot on hosts without systemd.
+# Keeps the orchestra {role} running; started at boot on hosts without systemd.
 cd /
 mkdir -p {run}
 echo $$ > {run}/{role}.keeper
@@ -469,7 +469,9 @@ def wait_for_answer(role: str, path: str, route: str, patience: float = 30.0) ->
         finally:
             connection.close()
         if time.monotonic() > deadline:
-            raise Refused(f"the {role} does not answer ({reason}); its last words: {last_words(role)}")
+            raise Refused(
+                f"the {role} does not answer ({reason}); its last words: {last_words(role)}"
+            )
         time.sleep(0.02)
 
 
@@ -508,7 +510,8 @@ def make_key(request: dict[str, Any]) -> dict[str, Any]:
         if not shutil.which("ssh-keygen"):
             package = PACKAGES["ssh-keygen"].get(package_manager(), "the OpenSSH client")
             raise Refused(f"ssh-keygen is missing; install {package}")
-        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", str(request["comment"]), "-f", path)
+        comment = str(request["comment"])
+        run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", path)
     with open(f"{path}.pub") as file:
         return {"key": file.read().strip(), "path": path}
 
@@ -645,7 +648,7 @@ def uninstall(request: dict[str, Any]) -> dict[str, Any]:
         for name in os.listdir(path) if os.path.isdir(path) else ():
             if path == RUN or name not in keep:
                 remove_tree(f"{path}/{name}")
-        with contextlib.suppress(OSError):  # not empty: something is kept; or a mount (a lab's disk)
+        with contextlib.suppress(OSError):  # something is kept, or it is a mount (a lab's disk)
             os.rmdir(path)
     return {}
 

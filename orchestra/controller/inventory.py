@@ -1,4 +1,4 @@
-"""The inventory file: a cluster's nodes as YAML that people read, edit and keep under version control.
+"""The inventory file: a cluster's nodes as YAML, to be read, edited and kept in version control.
 
 `nodes:` is a list of the fields of InventoryNode; its schema is schemas/inventory.json (shipped
 beside this module too). Reading checks the whole file and reports every mistake with its place;

@@ -18,8 +18,8 @@ import os
 import platform
 import re
 import sys
-import tempfile
 import tarfile
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath

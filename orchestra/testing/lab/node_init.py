@@ -155,7 +155,10 @@ def spawn(arguments: list[str]) -> int:
         arguments,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        env={"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"},
+        env={
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/root",
+        },
     ).pid
 
 

@@ -6,11 +6,10 @@ Every check adds to the problems and goes on. `check` refuses what Docker Compos
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
 from collections.abc import Iterable, Mapping
 
-from orchestra.compose.errors import Problems
+from orchestra.compose.errors import Problems, meant
 from orchestra.compose.merge import port_key
 from orchestra.compose.tree import Map, Path
 
@@ -49,12 +48,8 @@ def _check_references(tree: Map, service: Map, path: Path, problems: Problems) -
         for index, name in enumerate(wanted):
             if name and name not in (tree.get(section) or ()):
                 at = (*path, key, name if key in ("networks", "models") else index)
-                kind = section.removesuffix("s")
-                problems.on(
-                    tree,
-                    at,
-                    f"{kind} {name!r} is not defined{_near(name, tree.get(section) or ())}",
-                )
+                kind, near = section.removesuffix("s"), meant(name, tree.get(section) or ())
+                problems.on(tree, at, f"{kind} {name!r} is not defined{near}")
 
     refer("networks", "networks", service.get("networks") or ())
     refer("models", "models", service.get("models") or ())
@@ -76,11 +71,6 @@ def _check_references(tree: Map, service: Map, path: Path, problems: Problems) -
             problems.on(tree, at, f"service {other!r} has no build")
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f'; did you mean "{near[0]}"?' if near else ""
-
-
 def _check_dependencies(
     tree: Map, disabled: Map, service: Map, path: Path, problems: Problems
 ) -> None:
@@ -91,7 +81,7 @@ def _check_dependencies(
             if name == path[1]:
                 problems.on(tree, at, f"service {name!r} depends on itself")
         elif name not in disabled:
-            near = _near(name, tree["services"])
+            near = meant(name, tree["services"])
             problems.on(tree, at, f"service {name!r} is not defined{near}")
         elif how.get("required", True):
             wanted = ", ".join(disabled[name].get("profiles") or ())

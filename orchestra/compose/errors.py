@@ -6,11 +6,14 @@ stage that later ones rely on.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 from attrs import frozen
 
 from orchestra.compose.tree import Path, Place, place_of, spell
+
+_NEAR = 0.5  # of difflib's ratio: two letters that changed places ("bd" for "db") have that much
 
 
 @frozen
@@ -34,6 +37,12 @@ class ComposeErrors(Exception):
     def __init__(self, errors: Sequence[ComposeError]) -> None:
         self.errors = tuple(errors)
         super().__init__("\n".join(str(e) for e in self.errors))
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """The end of a message about `word`: which of the `known` words was probably meant, or ""."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=_NEAR)
+    return f'; did you mean "{near[0]}"?' if near else ""
 
 
 class Problems:

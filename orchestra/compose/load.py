@@ -250,12 +250,13 @@ class _Loading:
     def _with_included(self, tree: Map, resets: tuple[Path, ...], chain: tuple[str, ...]) -> Map:
         """The document on top of everything that it includes."""
         base = Map()
-        for index, entry in enumerate(tree.pop("include", None) or Seq()):
+        for index, entry in enumerate(tree.get("include") or Seq()):
             at: Path = ("include", index)
             entry = {"path": entry} if isinstance(entry, str) else entry
             included = self._included(entry, tree, at, chain)
             if included is not None:
                 base = merge(included, base)
+        tree.pop("include", None)
         if base:
             clear(base, resets)
             base.pop("name", None)

@@ -7,14 +7,13 @@ imported then. Every violation is reported, an unknown key with the key that was
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.resources
 import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from orchestra.compose.errors import Problems
+from orchestra.compose.errors import Problems, meant
 from orchestra.compose.shape import Fits, compile_schema
 from orchestra.compose.tree import Map, Path
 
@@ -82,7 +81,7 @@ def _explain(error: ValidationError, path: Path) -> Iterable[tuple[Path, str]]:
         known = error.schema.get("properties", {})
         for key in instance:
             if key not in known and not key.startswith("x-"):
-                yield (*path, key), f"unknown key{_meant(key, known)}"
+                yield (*path, key), f"unknown key{meant(key, known)}"
     elif kind == "required":
         for key in rule:
             if key not in instance:
@@ -140,8 +139,3 @@ def _kind(value: Any) -> str:
 def _either(words: Iterable[str]) -> str:
     *most, last = words
     return f"{', '.join(most)} or {last}" if most else last
-
-
-def _meant(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1)
-    return f'; did you mean "{near[0]}"?' if near else ""

@@ -38,7 +38,8 @@ def test_an_empty_attribute_over_another_says_nothing() -> None:
 
 def test_reset_takes_away_and_override_replaces() -> None:
     web = merged(
-        "    ports: !reset []\n    environment: {A: !reset null}\n    volumes: !override ['/q:/q']\n"
+        "    ports: !reset []\n    environment: {A: !reset null}\n"
+        "    volumes: !override ['/q:/q']\n"
     )
     assert web.ports == () and web.environment == {"B": "2"}
     assert [m.source for m in web.mounts] == ["/q"]

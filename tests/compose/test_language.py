@@ -1,4 +1,4 @@
-"""What the language says beyond shapes: contradictions, references, names, profiles (rows of 6.2)."""
+"""What the language says beyond shapes: contradictions, references, names, profiles (6.2)."""
 
 import pytest
 

@@ -17,6 +17,7 @@ import shutil
 
 from attrs import asdict, evolve, field, frozen
 
+from orchestra.model.codec import from_json
 from orchestra.model.errors import Invalid, NotFound
 
 FIRST = "default"  # the name of the cluster that a first `node add` makes
@@ -31,7 +32,6 @@ class Context:
     controller: str = ""  # the node that is the controller's home; "": the CLI's own session
     controller_key: str = field(default="", repr=False)  # its public key line, for new nodes
     netns: str = ""  # network namespace to reach the hosts from; "": this process's own
-    socket: str = ""  # the controller's socket where it is on this very machine
 
     @property
     def directory(self) -> str:
@@ -71,7 +71,7 @@ def load(name: str) -> Context:
         raise Invalid(f"{name!r} cannot be a cluster's name: use letters, digits, '.', '_', '-'")
     try:
         with open(f"{root()}/clusters/{name}/cluster.json") as file:
-            return Context(**json.load(file))
+            return from_json(Context, json.load(file), file.name)
     except FileNotFoundError:
         known = ", ".join(names()) or "none"
         raise NotFound(f"no cluster named {name!r}; known: {known}") from None

@@ -7,8 +7,8 @@ the controller's knowledge, so that a failure leaves nothing that claims more th
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import trio
@@ -18,9 +18,10 @@ from orchestra.api.blocking import ClusterClient
 from orchestra.cli import context, session
 from orchestra.cli.context import Context
 from orchestra.controller import bootstrap, inventory
-from orchestra.model.errors import Conflict, Invalid, NotFound, OrchestraError, Unavailable
+from orchestra.controller.reach import read_target as read_target
+from orchestra.controller.reach import run_with_ssh
+from orchestra.model.errors import Conflict, Invalid, NotFound, Unavailable
 from orchestra.model.node import InventoryNode
-from orchestra.transport.ssh import ssh_loop
 
 T = TypeVar("T")
 
@@ -51,26 +52,10 @@ def report(name: str) -> bootstrap.Report:
     return lambda text: print(f"{name}: {text}", file=sys.stderr)
 
 
-def over_ssh(cluster: Context, work: Callable[[], Awaitable[T]]) -> T:
-    """Run `work` in an SSH loop, on the network that reaches the cluster's hosts."""
-
-    async def main() -> T:
-        async with ssh_loop():
-            return await work()
-
+def over_ssh(cluster: Context, work: Coroutine[Any, Any, T]) -> T:
+    """Run `work` on the network that reaches the cluster's hosts."""
     with _network(cluster.netns):
-        try:
-            return trio.run(main)
-        except BaseExceptionGroup as group:
-            raise _first(group) from None
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What to tell of several hosts' failures: the first that is ours, else the first."""
-    leaves: list[BaseException] = []
-    for error in group.exceptions:
-        leaves.append(_first(error) if isinstance(error, BaseExceptionGroup) else error)
-    return next((e for e in leaves if isinstance(e, OrchestraError)), leaves[0])
+        return run_with_ssh(work)
 
 
 @contextmanager
@@ -102,22 +87,41 @@ def find(cluster: Context, name: str) -> InventoryNode:
     raise NotFound(f"cluster {cluster.name} has no node {name!r}; its nodes: {names}")
 
 
+def forget(cluster: Context) -> None:
+    """Drop what this user knows of a cluster; its nodes go on as they are."""
+    session.stop(cluster)
+    context.forget(cluster.name)
+
+
 # --- nodes ----------------------------------------------------------------------------------
 
 
 def add(cluster: Context, node: InventoryNode, trust: Trust, install: bool) -> bootstrap.Added:
-    """Make a host a node of the cluster, or upgrade it in place."""
+    """Make a host a node of the cluster, or upgrade it in place; a failure leaves no trace."""
     nodes = inventory.load(cluster.inventory)
     before = next((n for n in nodes if n.name == node.name), None)
     if before is not None:
         node = _again(before, node, keep_key=not (trust.accept_new or trust.fingerprint))
-    added = over_ssh(cluster, lambda: _add(cluster, node, nodes, trust, install, report(node.name)))
+    work = bootstrap.add_node(
+        node,
+        nodes,
+        trust=trust,
+        controller_key=cluster.controller_key,
+        install=install,
+        report=report(node.name),
+    )
+    added = over_ssh(cluster, work)
+    is_new = cluster.name not in context.names()
     context.save(cluster)
     try:
         client(cluster).put_node(_for_controller(cluster, added.node))
-    except Conflict:
+    except BaseException:
         if not added.upgraded:
-            over_ssh(cluster, lambda: bootstrap.remove_host(added.node, purge=True))
+            over_ssh(
+                cluster, bootstrap.remove_host(added.node, purge=True, comment=_comment(cluster))
+            )
+        if is_new:
+            forget(cluster)
         raise
     inventory.save(cluster.inventory, inventory.with_node(nodes, added.node))
     return added
@@ -136,22 +140,13 @@ def _again(before: InventoryNode, now: InventoryNode, keep_key: bool) -> Invento
     )
 
 
-async def _add(
-    cluster: Context,
-    node: InventoryNode,
-    known: Sequence[InventoryNode],
-    trust: Trust,
-    install: bool,
-    tell: bootstrap.Report,
-) -> bootstrap.Added:
-    added = await bootstrap.add_node(node, known, accept=trust, install=install, report=tell)
-    if cluster.controller_key:
-        await bootstrap.authorize(added.node, cluster.controller_key)
-    return added
-
-
 def _for_controller(cluster: Context, node: InventoryNode) -> InventoryNode:
     return bootstrap.as_seen_by_controller(node) if cluster.controller else node
+
+
+def _comment(cluster: Context) -> str:
+    """What marks the controller's key on the nodes; "" where the session is the controller."""
+    return bootstrap.key_comment(cluster.name) if cluster.controller else ""
 
 
 def add_all(cluster: Context, nodes: Sequence[InventoryNode]) -> list[bootstrap.Added]:
@@ -168,7 +163,7 @@ def add_all(cluster: Context, nodes: Sequence[InventoryNode]) -> list[bootstrap.
                 nursery.start_soon(one, node)
         return [added[node.name] for node in nodes]
 
-    done = over_ssh(cluster, work)
+    done = over_ssh(cluster, work())
     context.save(cluster)
     inventory.save(cluster.inventory, [a.node for a in done])
     return done
@@ -185,13 +180,11 @@ def remove(cluster: Context, name: str, *, purge: bool, force: bool) -> None:
             f"{name} is the controller's home; `orchestra controller uninstall` (or install it on "
             "another node) first"
         )
-    client(cluster).remove_node(name, force)
-    comment = bootstrap.key_comment(cluster.name) if cluster.controller else ""
+    with suppress(NotFound):  # it left the cluster before, and only its host is to be cleaned
+        client(cluster).remove_node(name, force)
+    work = bootstrap.remove_host(node, purge=purge, comment=_comment(cluster), report=report(name))
     try:
-        over_ssh(
-            cluster,
-            lambda: bootstrap.remove_host(node, purge=purge, comment=comment, report=report(name)),
-        )
+        over_ssh(cluster, work)
     except Unavailable as error:
         if not force:
             raise Unavailable(
@@ -228,9 +221,7 @@ def install_controller(cluster: Context, home: str) -> Context:
     nodes = inventory.load(cluster.inventory)
     tell = report("controller")
     session.stop(cluster)  # two controllers on the same nodes would be two minds
-    key = over_ssh(
-        cluster, lambda: bootstrap.install_controller(cluster.name, node, nodes, report=tell)
-    )
+    key = over_ssh(cluster, bootstrap.install_controller(cluster.name, node, nodes, report=tell))
     moved = evolve(cluster, controller=home, controller_key=key)
     context.save(moved)
     session.stop(cluster)
@@ -244,7 +235,7 @@ def uninstall_controller(cluster: Context) -> list[str]:
     home = find(cluster, cluster.controller)
     nodes = inventory.load(cluster.inventory)
     session.stop(cluster)
-    unreached = over_ssh(cluster, lambda: bootstrap.uninstall_controller(cluster.name, home, nodes))
+    unreached = over_ssh(cluster, bootstrap.uninstall_controller(cluster.name, home, nodes))
     context.save(evolve(cluster, controller="", controller_key=""))
     return unreached
 

@@ -61,24 +61,14 @@ def register(subparsers: Any) -> None:
     label.set_defaults(run=run_label)
 
 
-def read_target(text: str) -> tuple[str, str, int]:
-    """(user, host, port) of "user@host:port", "host", "user@[v6]:port"."""
-    match = re.fullmatch(
-        r"(?:(?P<user>[^@\s]+)@)?(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:@\s]+))"
-        r"(?::(?P<port>\d{1,5}))?",
-        text,
-    )
-    if match is None:
-        raise Invalid(f"cannot read {text!r}: write USER@HOST[:PORT], an IPv6 address in []")
-    return match["user"] or "root", match["v6"] or match["host"], int(match["port"] or 22)
-
-
 def run_add(args: argparse.Namespace) -> int:
     import os
 
     from orchestra.cli import hosts
 
-    user, address, port = read_target(args.target)
+    user, address, port = hosts.read_target(args.target)
+    if args.jump:
+        hosts.read_target(args.jump)
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", args.name):
         raise Invalid(f"{args.name!r} cannot be a node's name: letters, digits, '.', '_', '-'")
     node = InventoryNode(

@@ -25,19 +25,21 @@ from orchestra.controller.package import (
     agent_archive,
     controller_archive,
 )
+from orchestra.controller.reach import ssh_target
 from orchestra.model.codec import from_json, to_json
 from orchestra.model.errors import Conflict, Failed, Invalid, Unavailable
 from orchestra.model.node import InventoryNode, NodeFacts
 from orchestra.model.paths import NodePaths
-from orchestra.transport.errors import TransportError
-from orchestra.transport.ssh import Accept, SshConnection, SshTarget, connect
+from orchestra.transport.errors import HostKeyUnknown, TransportError
+from orchestra.transport.ssh import SshConnection, connect
 
 CONTROLLER_STATE = "/var/lib/orchestra/controller"
-CONTROLLER_SOCKET = "/run/orchestra/controller.sock"
+CONTROLLER_SOCKET = NodePaths().controller_socket
 CONTROLLER_KEY = f"{CONTROLLER_STATE}/id_ed25519"
 CONTROLLER_CONFIG = f"{CONTROLLER_STATE}/config.json"
 
 Report = Callable[[str], None]
+Trust = Callable[[str, str], bool]  # (key line, fingerprint) of an unknown host: is it that one?
 
 # Exit codes of the login shell's part, before Python runs.
 NO_PYTHON, NO_ROOT = 42, 43
@@ -84,18 +86,6 @@ class Looked:
     interfaces: Mapping[str, str]
     versions: Mapping[str, Sequence[str]]
     problems: Sequence[Mapping[str, str]]
-
-
-def ssh_target(node: InventoryNode) -> SshTarget:
-    """How SSH reaches a node of the inventory. Invalid where its jump host cannot be read."""
-    jump = None
-    if node.jump:
-        user, _, host = node.jump.rpartition("@")
-        host, _, port = host.partition(":")
-        if port and not port.isdigit():
-            raise Invalid(f"cannot read the jump host {node.jump!r} of {node.name}: user@host:port")
-        jump = SshTarget(host, int(port or 22), user or "root", node.identity)
-    return SshTarget(node.address, node.port, node.user, node.identity, node.host_key, jump)
 
 
 class Host:
@@ -156,13 +146,35 @@ class Host:
 
 
 @asynccontextmanager
-async def open_host(node: InventoryNode, accept: Accept | None = None) -> AsyncIterator[Host]:
+async def open_host(node: InventoryNode) -> AsyncIterator[Host]:
     """Log in at a node's host. Unavailable, with the transport's words, where that fails."""
     try:
-        async with connect(ssh_target(node), accept=accept) as connection:
+        async with connect(ssh_target(node)) as connection:
             yield Host(node, connection)
     except TransportError as error:
         raise Unavailable(f"cannot reach {node.name}: {error}") from error
+
+
+async def with_host_key(node: InventoryNode, trust: Trust) -> InventoryNode:
+    """The node with a pinned host key: its own, or the one it shows where `trust` says yes.
+
+    `trust` may take its time (it asks people): no connection waits for it meanwhile.
+    """
+    if node.host_key:
+        return node
+    try:
+        async with connect(ssh_target(node)):
+            raise AssertionError("a host without a pinned key was let in")
+    except HostKeyUnknown as error:
+        if trust(error.key, error.fingerprint):
+            return attrs.evolve(node, host_key=error.key)
+        raise Unavailable(f"cannot add {node.name}: {error}") from None
+    except TransportError as error:
+        raise Unavailable(f"cannot reach {node.name}: {error}") from error
+
+
+def trust_nobody(key: str, fingerprint: str) -> bool:
+    return False
 
 
 # --- nodes ----------------------------------------------------------------------------------
@@ -172,16 +184,19 @@ async def add_node(
     node: InventoryNode,
     known: Sequence[InventoryNode] = (),
     *,
-    accept: Accept | None = None,
+    trust: Trust = trust_nobody,
+    controller_key: str = "",
     install: bool = False,
     report: Report = lambda text: None,
 ) -> Added:
     """Make the host of `node` a node, or bring its agent up to date; `known` are its peers.
 
+    `controller_key` is the public key line of a controller that shall be let in.
     Raises Unavailable (host, key, Python, root or a kernel feature missing, each with its
     remedy), Conflict (another node's host, id or underlay), Failed (the agent does not start).
     """
-    async with open_host(node, accept) as host:
+    node = await with_host_key(node, trust)
+    async with open_host(node) as host:
         try:
             looked = await host.look()
         except Unavailable:
@@ -199,7 +214,9 @@ async def add_node(
             archive = await trio.to_thread.run_sync(agent_archive, looked.platform)
             report(f"{'upgrading to' if upgraded else 'installing'} agent {archive.version}")
             await host.push("agent", archive, looked.versions["agent"])
+            let_in = {"do": "authorize", "user": node.user, "key": controller_key}
             *_, started = await host.ask(
+                *([let_in] if controller_key else []),
                 {"do": "identify", "name": node.name},
                 {
                     "do": "start",
@@ -213,18 +230,21 @@ async def add_node(
         except BaseException:
             if not upgraded:
                 with trio.move_on_after(30, shield=True):
-                    await _undo(host, report)
+                    await _undo(host, controller_key, report)
             raise
         report("agent answers")
         facts = from_json(NodeFacts, started["answer"], f"facts of {node.name}")
-        added = attrs.evolve(node, host_key=host.connection.host_key, underlay=underlay)
-        return Added(added, facts, archive.version, upgraded)
+        return Added(attrs.evolve(node, underlay=underlay), facts, archive.version, upgraded)
 
 
-async def _undo(host: Host, report: Report) -> None:
+async def _undo(host: Host, controller_key: str, report: Report) -> None:
     """Leave the host as it was; where even that fails, the first error is the one to tell."""
+    requests: list[Mapping[str, Any]] = [{"do": "uninstall", "purge": True}]
+    if controller_key:
+        comment = controller_key.split()[2]
+        requests.append({"do": "withdraw", "user": host.node.user, "comment": comment})
     try:
-        await host.ask({"do": "uninstall", "purge": True})
+        await host.ask(*requests)
     except (Failed, Unavailable, TransportError) as error:
         report(f"could not undo what was begun ({error}); `orchestra node rm --purge` later")
 
@@ -251,12 +271,13 @@ async def _repair(host: Host, looked: Looked, install: bool, report: Report) -> 
 
 
 def _refuse_other_identity(node: InventoryNode, looked: Looked) -> None:
-    if looked.node is None or looked.node.get("name") in (None, node.name):
+    known = looked.node.get("name") if looked.node else None
+    if looked.node is None or known in (None, node.name):
         return
     raise Conflict(
-        f"{node.address} is the node {looked.node['name']!r} already (id {looked.node['id'][:12]}). "
-        f"To rename it: `orchestra node rm {looked.node['name']}` first. If the machine is a clone "
-        "of that node: remove /var/lib/orchestra/node.json on the copy, then add it again"
+        f"{node.address} is a node already: {known} (id {looked.node['id'][:12]}). To rename it: "
+        f"`orchestra node rm {known}` first. If the machine is a clone of that node: remove "
+        "/var/lib/orchestra/node.json on the copy, then add it again"
     )
 
 

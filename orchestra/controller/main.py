@@ -22,13 +22,14 @@ from attrs import evolve, frozen
 from orchestra.api.server import controller_app, serve_unix
 from orchestra.controller.controller import Controller
 from orchestra.controller.link import NodeConnection
+from orchestra.controller.reach import ssh_target
 from orchestra.controller.store import SqliteStore
 from orchestra.controller.usage import Usage
 from orchestra.image.images import Images
 from orchestra.model.codec import from_json
 from orchestra.model.node import InventoryNode
 from orchestra.model.paths import NodePaths
-from orchestra.transport.ssh import SshConnection, SshTarget, connect, ssh_loop
+from orchestra.transport.ssh import SshConnection, connect, ssh_loop
 
 log = logging.getLogger(__name__)
 
@@ -82,24 +83,8 @@ async def serve_controller(
 @asynccontextmanager
 async def ssh_connect(node: InventoryNode) -> AsyncIterator[NodeConnection]:
     """Log in at a node; its pinned key is required."""
-    async with connect(target_of(node)) as connection:
+    async with connect(ssh_target(node)) as connection:
         yield _AgentOverSsh(connection)
-
-
-def target_of(node: InventoryNode) -> SshTarget:
-    """How to log in at a node of the inventory."""
-    return SshTarget(
-        node.address, node.port, node.user, node.identity, node.host_key, _jump(node.jump)
-    )
-
-
-def _jump(text: str) -> SshTarget | None:
-    """Read "user@host[:port]"."""
-    if not text:
-        return None
-    user, _, place = text.rpartition("@")
-    host, _, port = place.partition(":")
-    return SshTarget(host, int(port or 22), user or "root")
 
 
 @frozen

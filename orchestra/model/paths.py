@@ -1,4 +1,4 @@
-"""Where a node keeps its things; every path of the agent, shim and resolver is spelled here once."""
+"""Where a node keeps its things; each path of the agent, shim and resolver is spelled here once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ class NodePaths:
     @property
     def agent_socket(self) -> str:
         return f"{self.run}/agent.sock"
+
+    @property
+    def controller_socket(self) -> str:
+        """Where the cluster's controller listens, on the node that is its home."""
+        return f"{self.run}/controller.sock"
 
     @property
     def shim_socket(self) -> str:

@@ -1,1 +1,1 @@
-"""Measurements beside a peer in the same run; `python -m bench` prints and writes build/bench.json."""
+"""Measurements beside a peer in one run; `python -m bench` prints and writes build/bench.json."""

@@ -1,1 +1,1 @@
-"""What things are: frozen values, ids and errors. Imports nothing but attrs and the stdlib's pure parts."""
+"""What things are: frozen values, ids, errors. Imports only attrs and pure parts of the stdlib."""

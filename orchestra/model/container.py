@@ -98,7 +98,7 @@ class ContainerSpec:
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
     dns_opt: tuple[str, ...] = ()
-    restart: RestartPolicy = RestartPolicy()
+    restart: RestartPolicy = field(factory=RestartPolicy)
     healthcheck: Healthcheck | None = None
     auto_remove: bool = False
 
@@ -147,10 +147,11 @@ class Container:
     status: ContainerStatus = ContainerStatus.CREATED
     pid: int = 0
     exit_code: int = 0
+    last_exit_code: int | None = None  # of the last run that ended, while the next one runs too
     error: str = ""
     oom_killed: bool = False
     started: float = 0.0
-    finished: float = 0.0
+    finished: float = 0.0  # of the last run that ended
     restart_count: int = 0
     stopped_by_user: bool = False
     health: Health | None = None

@@ -11,9 +11,10 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 GUESTBOOK = ROOT / "examples" / "guestbook"
 CACHE = Path(os.environ.get("ORCHESTRA_IMAGE_CACHE", "/var/cache/orchestra"))
 IMAGES = ("python", "redis", "busybox")
+T = TypeVar("T")
 
 
 class Cluster:
@@ -72,6 +74,24 @@ class Cluster:
             "    sys.stdout.write(r.read().decode() + '\\0')\n"
         )
         return self.client("/usr/bin/python3", "-c", script).split("\0")[:-1]
+
+    def on(self, node: str, script: str) -> str:
+        """Run a shell script as root of one of the lab's hosts."""
+        return self.orchestra("lab", "exec", "--name", self.name, node, "sh", "-c", script).stdout
+
+    def wait_for(self, what: str, probe: Callable[[], T | None]) -> T:
+        """The first true answer of `probe`, asked again and again for a minute."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if found := probe():
+                return found
+        raise AssertionError(f"waited a minute in vain: {what}")
+
+    def wait_until_ready(self) -> None:
+        self.wait_for(
+            "all nodes are ready",
+            lambda: all(node["state"] == "ready" for node in self.json("node", "ls")),
+        )
 
     @property
     def addresses(self) -> list[str]:

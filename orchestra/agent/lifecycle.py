@@ -115,7 +115,6 @@ class Lifecycle:
             error="",
             oom_killed=False,
             started=time.time(),
-            finished=0.0,
             stopped_by_user=False,
             restart_count=restart_count,
             health=at_start(spec.healthcheck),
@@ -161,6 +160,7 @@ class Lifecycle:
                     status=ContainerStatus.RESTARTING if again else ContainerStatus.EXITED,
                     pid=0,
                     exit_code=code,
+                    last_exit_code=code,
                     error=error,
                     oom_killed=exited.oom,
                     finished=exited.time,
@@ -472,7 +472,12 @@ class Lifecycle:
         )
         if not was_running and not comes_back:
             return
-        ended: dict[str, Any] = {"pid": 0, "finished": time.time(), "exit_code": UNKNOWN_EXIT}
+        ended: dict[str, Any] = {
+            "pid": 0,
+            "finished": time.time(),
+            "exit_code": UNKNOWN_EXIT,
+            "last_exit_code": UNKNOWN_EXIT,
+        }
         status = ContainerStatus.RESTARTING if comes_back else ContainerStatus.EXITED
         self._containers.store(live, status=status, **(ended if was_running else {}))
         if comes_back:

@@ -158,46 +158,66 @@ def fabric_state(
     `nameservers` are the host's own DNS servers.
     """
     index = assignment.cluster.self_index
-    serving = {w.container.task for w in wired if w.container.task and _serves(w.container)}
+    serving = serving_tasks(wired)
     services: list[FabricService] = []
-    names: dict[str, dict[str, list[str]]] = {n.id: {} for n in base.networks}
     dead: set[str] = set()
     for network in assignment.networks:
-        table = names[network.id]
         for service in network.services:
-            live = [e.address for e in service.endpoints if _in_service(e, index, serving)]
+            live = _live(service, index, serving)
             dead |= {e.address for e in service.endpoints if e.address not in live}
             if service.vip:
                 label = f"{service.stack}_{service.service}"
                 services.append(FabricService(label, service.vip, tuple(live)))
-            _name_service(table, service, live)
-    for w in wired:
-        for endpoint in w.endpoints:
-            _name_container(names.setdefault(endpoint.network, {}), w.container, endpoint)
-    addressed = [w for w in wired if w.endpoints]
-    clients = {
-        e.address: tuple(x.network for x in w.endpoints) for w in addressed for e in w.endpoints
-    }
-    upstream = {"": tuple(nameservers)}
-    upstream |= {
-        e.address: w.container.spec.dns
-        for w in addressed
-        if w.container.spec.dns
-        for e in w.endpoints
-    }
     return FabricState(
         generation=base.generation,
         cluster=base.cluster,
         networks=base.networks,
         endpoints=tuple(e for w in wired for e in fabric_endpoints(w)),
         services=tuple(services),
-        ports=(*_assigned_ports(assignment, index, dead), *_own_ports(addressed)),
-        names=NameTable(
-            clients=clients,
-            names={n: {k: tuple(v) for k, v in t.items()} for n, t in names.items()},
-            upstream=upstream,
-        ),
+        ports=(*_assigned_ports(assignment, index, dead), *_own_ports(wired)),
+        names=name_table(base, assignment, wired, nameservers),
     )
+
+
+def name_table(
+    base: FabricState,
+    assignment: Assignment,
+    wired: Sequence[Wired],
+    nameservers: Sequence[str] = (),
+) -> NameTable:
+    """Return what the resolver answers, and to whom: the names of services and of containers."""
+    index, serving = assignment.cluster.self_index, serving_tasks(wired)
+    names: dict[str, dict[str, list[str]]] = {n.id: {} for n in base.networks}
+    for network in assignment.networks:
+        for service in network.services:
+            _name_service(names[network.id], service, _live(service, index, serving))
+    for w in wired:
+        for endpoint in w.endpoints:
+            _name_container(names.setdefault(endpoint.network, {}), w.container, endpoint)
+    return NameTable(
+        clients={
+            e.address: tuple(x.network for x in w.endpoints) for w in wired for e in w.endpoints
+        },
+        names={n: {k: tuple(v) for k, v in t.items()} for n, t in names.items()},
+        upstream={
+            "": tuple(nameservers),
+            **{
+                e.address: w.container.spec.dns
+                for w in wired
+                if w.container.spec.dns
+                for e in w.endpoints
+            },
+        },
+    )
+
+
+def serving_tasks(wired: Iterable[Wired]) -> set[str]:
+    """Return the tasks of this node that run and are not unhealthy."""
+    return {w.container.task for w in wired if w.container.task and _serves(w.container)}
+
+
+def _live(service: NetworkService, self_index: int, serving: Collection[str]) -> list[str]:
+    return [e.address for e in service.endpoints if _in_service(e, self_index, serving)]
 
 
 def _serves(container: Container) -> bool:
@@ -272,7 +292,7 @@ def _own_ports(wired: Iterable[Wired]) -> tuple[FabricPort, ...]:
             f"container {w.container.name}",
         )
         for w in wired
-        if not w.container.task
+        if w.endpoints and not w.container.task
         for p in w.container.spec.ports
         if p.published
     )

@@ -175,8 +175,15 @@ class Plumbing:
         if mode.startswith("container:"):
             return self._share(mode.removeprefix("container:"))
         wired = network.Wired(live.container, spec.endpoints)
-        fd = await self._fabric.attach(live.id, network.fabric_endpoints(wired), self._base)
-        live.wires = spec.endpoints
+        live.wires = spec.endpoints  # from now on nobody else gets its addresses
+        state = self._base
+        if spec.endpoints:
+            # Its first question to the resolver may come before the next application.
+            names = network.name_table(
+                self._base, self.assignment, self._wired(), host_resolvers().nameservers
+            )
+            state = evolve(state, names=names)
+        fd = await self._fabric.attach(live.id, network.fabric_endpoints(wired), state)
         try:
             if spec.ports and not live.container.task:
                 await self.settle()

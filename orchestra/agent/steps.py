@@ -151,7 +151,7 @@ def _observed(
         state=state,
         container=container.id,
         health=container.health.status if container.health else None,
-        exit_code=container.exit_code if exited else None,
+        exit_code=container.exit_code if exited else container.last_exit_code,
         error=container.error,
         restarts=container.restart_count,
         started=container.started,

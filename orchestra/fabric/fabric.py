@@ -109,7 +109,8 @@ class Fabric:
         """Make a container's namespace with its wires; return its descriptor (the caller's).
 
         Without endpoints it has a loopback device only. The namespace lives as long as the
-        descriptor or a process in it. Raises Failed; then nothing is left behind.
+        descriptor or a process in it. Where `state` has names, the resolver has them too when
+        this returns. Raises Failed; then nothing is left behind.
         """
         return await self._in_worker(lambda: self._attach(container_id, endpoints, state))
 
@@ -297,6 +298,8 @@ class Fabric:
                 with inside:
                     inside.do(set_link(1, "lo"))
                     self._wire(made, inside, endpoints, state, has_default=False)
+                if state.names.clients:
+                    self._write_names(state)
             except BaseException:
                 os.close(made)
                 raise

@@ -91,7 +91,10 @@ TERMINAL = frozenset(
 
 @frozen
 class ObservedTask:
-    """What a node reports of one assigned task. Times are Unix seconds."""
+    """What a node reports of one assigned task. Times are Unix seconds.
+
+    `exit_code` and `finished` are those of the last run that ended, while the next one runs too.
+    """
 
     id: str
     state: TaskState

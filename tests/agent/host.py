@@ -126,10 +126,10 @@ class Host:
         assert status < 400, (method, path, status, content)
         return content
 
-    def docker(self, *words, input=None, cli="/usr/bin/docker", timeout=60):
+    def docker(self, *words, input=None, cli="", timeout=60):
         """Run the docker CLI against this host; the completed process."""
         return subprocess.run(
-            [cli, "-H", f"unix://{self.socket}", *words],
+            [cli or docker_clis()[0], "-H", f"unix://{self.socket}", *words],
             input=input,
             capture_output=True,
             text=True,
@@ -173,6 +173,13 @@ class Host:
             size = int.from_bytes(data[4:8], "big")
             out, data = out + data[8 : 8 + size], data[8 + size :]
         return out.decode()
+
+
+def docker_clis():
+    """The docker CLIs of this machine, of whatever age; at least one must be there."""
+    found = [f"{d}/docker" for d in os.environ["PATH"].split(":") if os.path.isfile(f"{d}/docker")]
+    assert found, "the docker CLI is missing: apt-get install docker.io"
+    return list({os.path.realpath(path): path for path in reversed(found)}.values())
 
 
 class _Connection(http.client.HTTPConnection):

@@ -8,7 +8,7 @@ import urllib.parse
 
 import pytest
 
-from .host import Host, wait_until
+from .host import Host, docker_clis, wait_until
 
 
 @pytest.fixture(scope="module")
@@ -153,17 +153,17 @@ def test_a_program_that_is_not_there_fails_the_start_with_127(host):
     assert (state["Status"], state["ExitCode"]) == ("created", 127)
 
 
-@pytest.mark.parametrize("cli", ["/usr/bin/docker", "/usr/local/bin/docker"])
-def test_docker_run_prints_and_leaves_nothing(host, cli):
-    done = host.docker("run", "--rm", "busybox", "echo", "hi", cli=cli)
-    assert (done.stdout, done.returncode) == ("hi\n", 0), done.stderr
-    done = host.docker("run", "--rm", "-i", "busybox", "cat", input="ping", cli=cli)
-    assert (done.stdout, done.returncode) == ("ping", 0), done.stderr
-    done = host.docker("run", "--rm", "busybox", "sh", "-c", "exit 9", cli=cli)
-    assert done.returncode == 9
-    done = host.docker("run", "--rm", "busybox", "/nowhere", cli=cli)
-    assert done.returncode == 127
-    assert host.ok("GET", "/containers/json?all=1") == []
+def test_docker_run_prints_and_leaves_nothing(host):
+    for cli in docker_clis():
+        done = host.docker("run", "--rm", "busybox", "echo", "hi", cli=cli)
+        assert (done.stdout, done.returncode) == ("hi\n", 0), done.stderr
+        done = host.docker("run", "--rm", "-i", "busybox", "cat", input="ping", cli=cli)
+        assert (done.stdout, done.returncode) == ("ping", 0), done.stderr
+        done = host.docker("run", "--rm", "busybox", "sh", "-c", "exit 9", cli=cli)
+        assert done.returncode == 9
+        done = host.docker("run", "--rm", "busybox", "/nowhere", cli=cli)
+        assert done.returncode == 127
+        assert host.ok("GET", "/containers/json?all=1") == []
 
 
 def test_docker_exec_runs_beside_the_program(host):

@@ -37,8 +37,26 @@ def load(args: argparse.Namespace) -> Loaded:
 
 
 def stack_name(args: argparse.Namespace) -> str:
-    """The stack that a verb like `ps` means: `-p`, else the project of this folder."""
-    return args.project_name or load(args).stack.name
+    """The stack that a verb like `ps` means: `-p`, else the project of this folder.
+
+    The files are loaded only where their name cannot be read off; `ps` works although they have
+    errors.
+    """
+    from orchestra.compose.errors import ComposeErrors
+    from orchestra.compose.find import name_of_project
+
+    if args.project_name:
+        return str(args.project_name)
+    try:
+        name = name_of_project(
+            list(args.file),
+            project_directory=args.project_directory,
+            env_files=list(args.env_file),
+            environ=dict(os.environ),
+        )
+    except ComposeErrors as errors:
+        raise Invalid(f"the compose files have errors:\n{errors}") from None
+    return name or load(args).stack.name
 
 
 def cluster(args: argparse.Namespace) -> ClusterClient:

@@ -9,11 +9,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from orchestra.compose import dotenv
 from orchestra.compose.errors import ComposeError, ComposeErrors
-from orchestra.compose.load import Loaded, SourceFile, load
+from orchestra.compose.name import plain_name
 from orchestra.model.errors import NotFound
+
+if TYPE_CHECKING:
+    from orchestra.compose.load import Loaded
 
 DEFAULT_FILES = ("compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml")
 OVERRIDE_FILES = (
@@ -37,6 +41,44 @@ def load_project(
 
     `-` among `files` is standard input. Raises ComposeErrors; NotFound where there is no file.
     """
+    from orchestra.compose.load import SourceFile, load
+
+    paths, directory, env = _locate(files, project_directory, env_files, environ)
+    chosen = list(profiles) or [p for p in env.get("COMPOSE_PROFILES", "").split(",") if p]
+    return load(
+        [SourceFile("<stdin>" if path == "-" else path, _text(path)) for path in paths],
+        env,
+        project_name=project_name,
+        project_directory=directory,
+        profiles=chosen,
+        read=_read,
+    )
+
+
+def name_of_project(
+    files: Sequence[str],
+    *,
+    project_directory: str | None,
+    env_files: Sequence[str],
+    environ: Mapping[str, str],
+) -> str:
+    """The name that `load_project` would find, in a fraction of its time; "" = load and see.
+
+    Raises NotFound where there is no file.
+    """
+    paths, directory, env = _locate(files, project_directory, env_files, environ)
+    if "-" in paths:  # can be read only once
+        return ""
+    return plain_name(map(_text, paths), env, directory)
+
+
+def _locate(
+    files: Sequence[str],
+    project_directory: str | None,
+    env_files: Sequence[str],
+    environ: Mapping[str, str],
+) -> tuple[list[str], str, dict[str, str]]:
+    """The compose files, the project directory and the variables that are meant."""
     here = os.getcwd()
     given = _absolute(project_directory, here) if project_directory else ""
     # COMPOSE_FILE and COMPOSE_PROFILES may stand in .env, which lies beside the files.
@@ -47,15 +89,7 @@ def load_project(
     directory = given or (here if first == "-" else os.path.dirname(first))
     if not files and directory != here and not given:
         env = _environment(env_files, directory, environ)
-    chosen = list(profiles) or [p for p in env.get("COMPOSE_PROFILES", "").split(",") if p]
-    return load(
-        [_source(path) for path in paths],
-        env,
-        project_name=project_name,
-        project_directory=directory,
-        profiles=chosen,
-        read=_read,
-    )
+    return paths, directory, env
 
 
 def _base_folder(files: Sequence[str], environ: Mapping[str, str], here: str) -> str:
@@ -118,14 +152,13 @@ def _environment(
     return {**values, **environ}
 
 
-def _source(path: str) -> SourceFile:
+def _text(path: str) -> str:
     try:
-        text = sys.stdin.read() if path == "-" else _read(path).decode("utf-8-sig")
+        return sys.stdin.read() if path == "-" else _read(path).decode("utf-8-sig")
     except FileNotFoundError:
         raise NotFound(f"there is no compose file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ComposeErrors([ComposeError(path, 0, 0, "", f"cannot read it: {error}")]) from None
-    return SourceFile("<stdin>" if path == "-" else path, text)
 
 
 def _read(path: str) -> bytes:

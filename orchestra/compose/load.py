@@ -18,10 +18,10 @@ from orchestra.compose.errors import ComposeError, ComposeErrors, Problems
 from orchestra.compose.extends import Extending
 from orchestra.compose.interpolate import BadTemplate, interpolate, substitute
 from orchestra.compose.merge import clear, distinct, merge, without_nulls
+from orchestra.compose.name import project_name
 from orchestra.compose.normalise import (
     Read,
     normalise,
-    project_name,
     resolve_variables,
     split_profiles,
 )

@@ -7,7 +7,6 @@ and the caller's environment.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping
 
 from orchestra.compose import dotenv
@@ -17,11 +16,6 @@ from orchestra.compose.tree import Map, Path, Seq
 Read = Callable[[str], bytes]
 
 _STARTED = {"condition": "service_started", "required": True}
-
-
-def project_name(text: str) -> str:
-    """A project name made valid: lower case, only a-z, 0-9, `_` and `-`, begun by a letter."""
-    return re.sub(r"[^a-z0-9_-]", "", text.lower()).lstrip("_-")
 
 
 def split_profiles(tree: Map, active: Iterable[str]) -> tuple[Map, Map]:

@@ -77,9 +77,12 @@ def test_a_terminal_has_its_size_one_stream_and_job_control(node: Box) -> None:
         with pytest.raises(Conflict):
             await runtime.resize(container, 1, 1)
         await runtime.start(container, None, EtcFiles("x"))
-        await runtime.resize(container, 20, 40)
-        await attachment.write(b"hello\n")
-        items = await read_all(attachment)
+        items = []
+        async for item in attachment.output():
+            items.append(item)
+            if b"/dev/console" in item[1]:  # the last that it says before it reads
+                await runtime.resize(container, 20, 40)
+                await attachment.write(b"hello\n")
         assert {stream for stream, _ in items} == {1}
         text = b"".join(data for _, data in items).decode()
         assert "/dev/pts/0" in text
@@ -188,7 +191,8 @@ def test_a_grandchild_that_holds_the_pipe_does_not_hold_the_exec(node: Box) -> N
 
 def test_logs_are_lines_in_order_with_tail_since_and_until(node: Box) -> None:
     async def body(runtime: Runtime) -> None:
-        script = "for i in 1 2 3; do echo out$i; sleep 0.05; echo err$i >&2; sleep 0.05; done; printf end"
+        lines = "for i in 1 2 3; do echo out$i; sleep 0.05; echo err$i >&2; sleep 0.05; done"
+        script = f"{lines}; printf end"
         container = await start(runtime, node, shell(script))
         await finish(runtime, container)
 

@@ -13,19 +13,18 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent / "orchestra"
-LAB = "lab"
 IMAGES = ("python", "redis", "busybox")
 
 NEXT = """
 Try next ({bin} is in .venv/bin):
-  orchestra lab client curl -s http://{node1}:8080/      the page; any node answers, {nodes}
+  orchestra lab client curl -s http://{node1}:8080/    the page; any node answers, {nodes}
   cd examples/guestbook                                  then, for the stack:
   orchestra ps                                           what runs where
   orchestra logs -f web                                  all web containers, merged by time
   orchestra exec web sh -c 'hostname; id'                a command in a running container
   orchestra scale web=5                                  more of them
   orchestra plan                                         what `up` would do after an edit
-  orchestra exec --index 2 web kill -9 1                 kill a container: it is back at once
+  orchestra lab exec node1 pkill -9 -f web.py            kill a container: it is back at once
   orchestra lab cut node3                                pull a cable (also: heal, kill, boot)
   orchestra node ls                                      who is there
   make demo-down                                         remove it all
@@ -40,14 +39,14 @@ def run(*command: str, cwd: Path | None = None) -> None:
         sys.exit(done.returncode)
 
 
-def up(cache: str) -> None:
+def up(cache: str, lab: str) -> None:
     started = time.monotonic()
     print("making base images from Debian packages (cached in", cache + ")", flush=True)
     subprocess.run(
         [sys.executable, "-m", "orchestra.testing.baseimages", "--cache", cache, *IMAGES],
         check=True,
     )
-    run("lab", "up", "--name", LAB, "--nodes", "3")
+    run("lab", "up", "--name", lab, "--nodes", "3")
     for name in IMAGES:
         run("image", "load", "--input", str(Path(cache) / f"{name}.tar"))
     run("up", cwd=HERE / "guestbook")
@@ -71,20 +70,21 @@ def node_addresses() -> list[str]:
     return [node["address"] for node in json.loads(listing.stdout)]
 
 
-def down() -> None:
-    run("lab", "down", "--name", LAB)
+def down(lab: str) -> None:
+    run("lab", "down", "--name", lab)
     print("the base images stay cached; remove the cache folder to make them anew")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="the guestbook on a three-node lab")
     parser.add_argument("verb", choices=("up", "down"))
-    parser.add_argument("--cache", default="/var/cache/orchestra")
+    parser.add_argument("--cache", default="/var/cache/orchestra", help="of the base images")
+    parser.add_argument("--name", default="lab", help="of the lab")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("the demo makes network namespaces and mounts: run it as root")
     if arguments.verb == "up":
         os.makedirs(arguments.cache, exist_ok=True)
-        up(arguments.cache)
+        up(arguments.cache, arguments.name)
     else:
-        down()
+        down(arguments.name)

@@ -41,9 +41,9 @@ AGENT_PACKAGES = (
     "wire",
 )
 AGENT_LIBRARIES = ("trio", "h11", "attrs")
-AGENT_EXTRAS = ("isal", "zstandard")  # only in the native archive
-# zstandard carries a second binding of 12 MB for Pythons without a C interface; ours has one.
-UNUSED = ("zstandard/_cffi.",)
+AGENT_EXTRAS = ("isal", "backports.zstd")  # only in the native archive
+# backports.zstd carries a second binding for Pythons without a C interface; ours has one.
+UNUSED = ("backports/zstd/_cffi/",)
 LEFT_OUT = ("tests", "_tests", "test", "__pycache__", "testing/lab")
 ENTRY = "import sys\n\nfrom {module} import main\n\nsys.exit(main(sys.argv[1:]))\n"
 

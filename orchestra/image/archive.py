@@ -19,6 +19,7 @@ from attrs import evolve, field, frozen
 
 from orchestra.image.compression import HEAD, Compression, decompress, sniff
 from orchestra.image.digest import Digest
+from orchestra.image.layer import Limits
 from orchestra.image.media import (
     CONFIG_LIMIT,
     CONTAINERD_NAME,
@@ -73,7 +74,7 @@ class Saved:
 
 
 def read_archive(
-    store: Store, pins: Pins, chunks: Iterator[bytes], platform: Platform
+    store: Store, pins: Pins, chunks: Iterator[bytes], platform: Platform, limits: Limits
 ) -> list[Loaded]:
     """Take an archive's images into the store; layers are not unpacked yet.
 
@@ -81,7 +82,7 @@ def read_archive(
     """
     with contextlib.ExitStack() as stack:
         members = _Members(store, pins)
-        members.take(decompress(chunks), stack)
+        members.take(decompress(chunks, limits=limits), stack)
         if members.find("index.json"):
             loaded = _read_layout(members, platform)
         elif members.find("manifest.json"):
@@ -207,7 +208,7 @@ def _read_layout(members: _Members, platform: Platform) -> list[Loaded]:
     names: dict[Digest, list[str]] = {}
     targets: dict[Digest, Descriptor] = {}
     for descriptor in index.manifests:
-        manifest = _keep_image(members, descriptor, platform, _INDEX_DEPTH)
+        manifest = _keep_image(members, descriptor, platform)
         targets.setdefault(descriptor.digest, descriptor)
         found = names.setdefault(descriptor.digest, [])
         found += _annotated_names(descriptor)
@@ -218,41 +219,39 @@ def _read_layout(members: _Members, platform: Platform) -> list[Loaded]:
     ]
 
 
-def _keep_image(members: _Members, target: Descriptor, platform: Platform, depth: int) -> Manifest:
+def _keep_image(members: _Members, target: Descriptor, platform: Platform) -> Manifest:
     """Publish what `target` reaches; the manifest for `platform`. Other platforms' images come
     along where the archive has all of them (an index may be sparse)."""
-    if depth == 0:
-        raise Invalid(f"the archive's indexes nest deeper than {_INDEX_DEPTH}")
     document = members.document(target, "the archive's manifest")
-    if isinstance(document, Manifest):
-        for blob in (document.config, *document.layers):
-            members.keep(blob)
-        return document
-    chosen = select_platform(document, platform, f"index {target.digest}")
-    for other in document.manifests:
-        if other.digest != chosen.digest and _is_whole(members, other):
-            _keep_image_tree(members, other, depth - 1)
-    return _keep_image(members, chosen, platform, depth - 1)
-
-
-def _is_whole(members: _Members, descriptor: Descriptor) -> bool:
-    if not members.has(descriptor.digest):
-        return False
-    document = members.document(descriptor, "manifest")
+    others: list[Descriptor] = []
+    for _ in range(_INDEX_DEPTH):
+        if isinstance(document, Manifest):
+            break
+        chosen = select_platform(document, platform, f"index {target.digest}")
+        others += [other for other in document.manifests if other.digest != chosen.digest]
+        document = members.document(chosen, "the archive's manifest")
     if isinstance(document, Index):
-        return True
-    return all(members.has(blob.digest) for blob in (document.config, *document.layers))
+        raise Invalid(f"the archive's indexes nest deeper than {_INDEX_DEPTH}")
+    for blob in (document.config, *document.layers):
+        members.keep(blob)
+    _keep_others(members, others)
+    return document
 
 
-def _keep_image_tree(members: _Members, descriptor: Descriptor, depth: int) -> None:
-    document = members.document(descriptor, "manifest")
-    if isinstance(document, Manifest):
-        for blob in (document.config, *document.layers):
-            members.keep(blob)
-    elif depth:
-        for child in document.manifests:
-            if _is_whole(members, child):
-                _keep_image_tree(members, child, depth - 1)
+def _keep_others(members: _Members, waiting: list[Descriptor]) -> None:
+    """Publish the images among `waiting`, and below, that the archive has all of."""
+    seen: set[Digest] = set()
+    while waiting:
+        descriptor = waiting.pop()
+        if descriptor.digest in seen or not members.has(descriptor.digest):
+            continue
+        seen.add(descriptor.digest)
+        document = members.document(descriptor, "manifest")
+        if isinstance(document, Index):
+            waiting += document.manifests
+        elif all(members.has(blob.digest) for blob in (document.config, *document.layers)):
+            for blob in (document.config, *document.layers):
+                members.keep(blob)
 
 
 def _annotated_names(descriptor: Descriptor) -> list[str]:
@@ -367,18 +366,20 @@ def write_archive(store: Store, images: Sequence[Saved]) -> Iterator[bytes]:
 
 def reachable(store: Store, digest: Digest) -> list[Digest]:
     """The blobs at hand that `digest` (of a manifest or index) reaches, each once, itself last."""
-    document = parse_manifest(store.read_blob(digest, MANIFEST_LIMIT), str(digest))
     found: dict[Digest, None] = {}
-    if isinstance(document, Index):
-        for child in document.manifests:
-            if store.has_blob(child.digest):
-                found.update(dict.fromkeys(reachable(store, child.digest)))
-    else:
-        for blob in (document.config, *document.layers):
-            if store.has_blob(blob.digest):
-                found[blob.digest] = None
-    found[digest] = None
-    return list(found)
+    waiting = [digest]
+    while waiting:
+        name = waiting.pop()
+        if name in found:
+            continue
+        found[name] = None
+        document = parse_manifest(store.read_blob(name, MANIFEST_LIMIT), f"manifest {name}")
+        if isinstance(document, Index):
+            waiting += [m.digest for m in document.manifests if store.has_blob(m.digest)]
+        else:
+            blobs = (document.config, *document.layers)
+            found.update((b.digest, None) for b in blobs if store.has_blob(b.digest))
+    return [*reversed(found)]
 
 
 def _path(digest: Digest) -> str:

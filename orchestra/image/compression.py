@@ -1,9 +1,9 @@
 """Streams in and out of compression, by content and never by name.
 
 A stream is an iterator of byte strings. Output comes in bounded pieces whatever the input expands
-to, so that a bomb costs time but no memory; damaged input is Invalid. isal and zstandard ride along
-where they can: without isal zlib does the work, without zstandard zstd streams are refused with
-the remedy. Magic numbers: RFC 1952, RFC 8878, xz-file-format.txt, bzip2's manual.
+to, so that a bomb costs time but no memory; damaged input is Invalid. isal and backports.zstd ride
+along where they can: without the first zlib does the work, without the second zstd streams are refused
+with the remedy. Magic numbers: RFC 1952, RFC 8878, xz-file-format.txt, bzip2's manual.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import enum
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, Any, Protocol, cast
+from typing import Any, Protocol
 
+from orchestra.image.layer import Limits
 from orchestra.model.errors import Invalid, Unavailable
 
 try:
@@ -25,19 +26,23 @@ except ImportError:
     ISAL = False
 
 try:
-    import zstandard
+    from backports import zstd
+
+    ZSTD = True
 except ImportError:
-    zstandard = None  # type: ignore[assignment]
+    ZSTD = False
 
 PIECE = 1 << 20  # bytes of output at most per step
 HEAD = 6  # bytes that sniff() wants
 _GZIP = 31  # zlib's wbits for a gzip header and trailer
-_ZSTD_WINDOW = 128 << 20
-
+_ZSTD_WINDOW = 27  # log2 of bytes: 128 MiB is what zstd itself takes without --long
+_XZ_MEMORY = 256 << 20  # bytes; xz -9 needs 65 MiB
 
 _DAMAGE: tuple[Any, ...] = (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
 if ISAL:
     _DAMAGE = (*_DAMAGE, igzip_lib.IsalError)
+if ZSTD:
+    _DAMAGE = (*_DAMAGE, zstd.ZstdError)
 
 
 class Compression(enum.Enum):
@@ -75,27 +80,55 @@ def peek(chunks: Iterator[bytes]) -> tuple[bytes, Iterator[bytes]]:
     return head[:HEAD], whole()
 
 
-def decompress(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def decompress(
+    chunks: Iterator[bytes],
+    *,
+    packed: int = 0,
+    limits: Limits = Limits(),  # noqa: B008 - a frozen value
+) -> Iterator[bytes]:
     """The stream's content, whatever its compression, in pieces of at most PIECE bytes.
 
-    Raises Invalid for damaged or cut input, Unavailable for zstd without the zstandard module.
+    `packed` is the stream's length in bytes where it is known. Raises Invalid for damaged or cut
+    input and for more output than an honest stream gives, Unavailable for zstd without the
+    backports.zstd.
     """
-    head, chunks = peek(chunks)
+    seen = 0
+
+    def counted() -> Iterator[bytes]:
+        nonlocal seen
+        for chunk in chunks:
+            seen += len(chunk)
+            yield chunk
+
+    head, source = peek(counted())
     match sniff(head):
         case Compression.NONE:
-            return chunks
+            return source
         case Compression.GZIP:
-            return _members(_gunzip, chunks, "gzip")
+            pieces = _members(_gunzip, source, "gzip")
         case Compression.BZIP2:
-            return _members(bz2.BZ2Decompressor, chunks, "bzip2")
+            pieces = _members(bz2.BZ2Decompressor, source, "bzip2")
         case Compression.XZ:
-            return _members(lzma.LZMADecompressor, chunks, "xz")
+            pieces = _members(_unxz, source, "xz")
         case Compression.ZSTD:
-            return _unzstd(chunks)
+            pieces = _members(_unzstd, source, "zstd")
+
+    def bounded() -> Iterator[bytes]:
+        size = 0
+        for piece in pieces:
+            size += len(piece)
+            if size > max(limits.ratio_from, limits.ratio * max(packed, seen)):
+                raise Invalid(
+                    f"a stream of {max(packed, seen)} bytes unpacks to more than {size} bytes: "
+                    "taken for a decompression bomb and refused"
+                )
+            yield piece
+
+    return bounded()
 
 
 class _Decoder(Protocol):
-    """The shape that bz2, lzma and igzip_lib share."""
+    """The shape that bz2, lzma, zstd and igzip_lib share."""
 
     @property
     def eof(self) -> bool: ...
@@ -135,8 +168,21 @@ def _gunzip() -> _Decoder:
     return _Zlib()
 
 
+def _unxz() -> _Decoder:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
+
+
+def _unzstd() -> _Decoder:
+    if not ZSTD:
+        raise Unavailable(
+            "this stream is zstd-compressed and the module backports.zstd is not here: "
+            "`pip install backports.zstd`, or recompress with gzip"
+        )
+    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: _ZSTD_WINDOW})
+
+
 def _members(new: Callable[[], Any], chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
-    """Decode concatenated members (gzip, bzip2 and xz all allow that); zero padding may follow."""
+    """Decode concatenated members (all of these formats allow that); zero padding may follow."""
     decoder: _Decoder = new()
     fresh = True  # nothing of the current member was seen yet
     for chunk in chunks:
@@ -158,41 +204,31 @@ def _members(new: Callable[[], Any], chunks: Iterator[bytes], what: str) -> Iter
         raise Invalid(f"the {what} stream ends early")
 
 
-class _Reading:
-    """An iterator of byte strings as the file that zstandard reads from."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._rest = b""
-
-    def read(self, size: int = PIECE) -> bytes:
-        data = self._rest or next(self._chunks, b"")
-        self._rest = data[size:]
-        return data[:size]
-
-
-def _unzstd(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    if zstandard is None:
-        raise Unavailable(
-            "this stream is zstd-compressed and the zstandard module is not here: "
-            "`pip install zstandard`, or recompress with gzip"
-        )
-    decoder = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-    source = cast(IO[bytes], _Reading(chunks))  # it asks for read() alone
-    reader = decoder.stream_reader(source, read_size=PIECE, read_across_frames=True)
-    try:
-        while piece := reader.read(PIECE):
-            yield piece
-    except zstandard.ZstdError as error:
-        raise Invalid(f"the zstd stream is damaged: {error}") from None
-
-
 def gzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
     """Compress at level 1 with no name and no time in the header: the same input gives the same
-    output as long as the library's version stays. (isal -1: 396 MB/s a core; zlib -1: 98.)"""
+    output, however it arrives, as long as the library's version stays. (isal -1: 396 MB/s a core;
+    zlib -1: 98.)"""
     module = isal_zlib if ISAL else zlib
     encoder = module.compressobj(1, zlib.DEFLATED, _GZIP)
-    for chunk in chunks:
-        if piece := encoder.compress(chunk):
-            yield piece
+    for piece in _even(chunks):
+        if packed := encoder.compress(piece):
+            yield packed
     yield encoder.flush()
+
+
+def _even(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """The stream in pieces of exactly PIECE bytes, the last one shorter: what isal makes of it
+    depends on where the pieces end."""
+    parts: list[bytes] = []
+    size = 0
+    for chunk in chunks:
+        parts.append(chunk)
+        size += len(chunk)
+        if size >= PIECE:
+            data = b"".join(parts)
+            cut = len(data) - len(data) % PIECE
+            for at in range(0, cut, PIECE):
+                yield data[at : at + PIECE]
+            parts, size = [data[cut:]], len(data) - cut
+    if size:
+        yield b"".join(parts)

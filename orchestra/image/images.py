@@ -61,7 +61,7 @@ from orchestra.image.store import (
 )
 from orchestra.image.unpack import unpack
 from orchestra.model.container import Image, ImageConfig
-from orchestra.model.errors import Failed, Invalid, NotFound
+from orchestra.model.errors import Failed, Invalid, NotFound, Unavailable
 
 T = TypeVar("T")
 
@@ -133,16 +133,21 @@ class Images:
 
         def work() -> Sequence[str]:
             with self._changing() as pins:
-                loaded = read_archive(self._store, pins, pull(chunks), self._platform)
-                manifests = [self._complete(image.target, pins) for image in loaded]
-                self._name([(image.target, image.names) for image in loaded])
-            shown = []
-            for image, manifest in zip(loaded, manifests):
-                names = [parse_reference(name).familiar() for name in image.names]
-                shown += names or [str(manifest.config.digest)]
-            return shown
+                with self._trying("load images"):
+                    loaded = read_archive(
+                        self._store, pins, pull(chunks), self._platform, self._limits
+                    )
+                shown: list[str] = []
+                for image in loaded:
+                    names = [parse_reference(name).familiar() for name in image.names]
+                    with self._trying(f"load image {', '.join(names) or image.target.digest}"):
+                        manifest = self._complete(image.target, pins)
+                    shown += names or [str(manifest.config.digest)]
+                with self._trying("name the loaded images"):
+                    self._name([(image.target, image.names) for image in loaded])
+                return shown
 
-        return await self._run("load image", work)
+        return await trio.to_thread.run_sync(work)
 
     async def import_rootfs(
         self, chunks: AsyncIterator[bytes], name: str, changes: Sequence[str], message: str = ""
@@ -158,7 +163,7 @@ class Images:
             with self._changing() as pins:
                 return self._import(pull(chunks), canonical, config, message, pins)
 
-        return await self._run("import image", work)
+        return await self._run(f"import image {name}".rstrip(), work)
 
     def _import(
         self, chunks: Iterator[bytes], name: str, config: ImageConfig, message: str, pins: Pins
@@ -167,7 +172,7 @@ class Images:
         with self._store.layer_space() as space:
             diff_id, size = self._unpack(layer, space, ())
             if size == 0:
-                raise Invalid("cannot import image: the stream is empty")
+                raise Invalid("the stream is empty")
             self._store.publish_layer(space, diff_id, size, pins)
         created = format_time(time.time())
         document = {
@@ -328,7 +333,7 @@ class Images:
                     self._complete(record.target, pins)
             except NoSpace:
                 raise
-            except (Invalid, NotFound, Failed) as error:
+            except (Invalid, NotFound, Failed, Unavailable) as error:
                 _log.error(
                     "image %s is forgotten, load it again: %s",
                     parse_reference(record.name).familiar() if record.name else "without a name",
@@ -346,14 +351,25 @@ class Images:
             self._store.sweep(self._live)
 
     async def _run(self, what: str, work: Callable[[], T]) -> T:
+        def trying() -> T:
+            with self._trying(what):
+                return work()
+
+        return await trio.to_thread.run_sync(trying)
+
+    @contextmanager
+    def _trying(self, what: str) -> Iterator[None]:
+        """Errors say what could not be done; a full disk says where and what would help."""
         try:
-            return await trio.to_thread.run_sync(work)
-        except NoSpace as error:
-            raise error.during(what) from None
+            yield
+        except Failed as error:
+            raise Failed(f"cannot {what}: {error}") from None
+        except (Invalid, Unavailable) as error:
+            raise type(error)(f"cannot {what}: {error}") from None
         except OSError as error:
             if not is_full(error):
                 raise
-            raise NoSpace(self._store.root, _BLOCK).during(what) from None
+            raise Failed(f"cannot {what}: {NoSpace(self._store.root, _BLOCK)}") from None
 
     def _manifest_at(self, target: Descriptor) -> tuple[Digest, Manifest]:
         """The manifest for our platform that `target` is or leads to."""
@@ -406,13 +422,15 @@ class Images:
     ) -> tuple[Digest, int]:
         """Unpack a layer's blob; its diff id and the bytes of its tar."""
         packed = self._store.blob_size(layer.digest)
-        tar = Measured(decompress(self._store.open_blob(layer.digest)), algorithm)
-        limit = max(self._limits.ratio_from, packed * self._limits.ratio)
-        pieces = ahead(_bounded(tar, limit, layer.digest))
+        blob = self._store.open_blob(layer.digest)
+        tar = Measured(decompress(blob, packed=packed, limits=self._limits), algorithm)
+        pieces = ahead(tar)
         try:
             unpack(interruptible(pieces), space.diff, lowers=lowers, limits=self._limits)
             for _ in pieces:
                 pass  # what follows the tar's end belongs to the digest
+        except (Invalid, Unavailable) as error:
+            raise type(error)(f"layer {layer.digest}: {error}") from None
         except OSError as error:
             if not is_full(error):
                 raise
@@ -508,14 +526,3 @@ def _image(image_id: str, manifest: Digest, records: Sequence[Record], known: _K
 
 def _without(records: tuple[Record, ...], *, gone: Record) -> tuple[Record, ...]:
     return tuple(record for record in records if record != gone)
-
-
-def _bounded(pieces: Measured, limit: int, layer: Digest) -> Iterator[bytes]:
-    """Stop a stream that grows beyond what an honest layer's compression could give."""
-    for piece in pieces:
-        if pieces.size > limit:
-            raise Invalid(
-                f"layer {layer} unpacks to more than {limit} bytes from a small blob: taken for a "
-                "decompression bomb and refused"
-            )
-        yield piece

@@ -57,12 +57,8 @@ class NoSpace(Failed):
         free = free_space(path)
         super().__init__(
             f"no space left on {path}: {needed} bytes needed, {free} free; "
-            "remove unused images or enlarge the file system"
+            "remove unused images (`image rm`) or enlarge the file system"
         )
-
-    def during(self, what: str) -> Failed:
-        """The error as the user sees it: "cannot load image: no space left on ..."."""
-        return Failed(f"cannot {what}: {self}")
 
 
 def free_space(path: str) -> int:

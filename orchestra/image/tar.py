@@ -20,7 +20,9 @@ from orchestra.model.errors import Invalid
 BLOCK = 512
 END = bytes(2 * BLOCK)
 _ZERO = bytes(BLOCK)
-_META_LIMIT = 1 << 20  # bytes of one PAX header or long name: names and xattrs are smaller
+_META_LIMIT = 1 << 20  # bytes of one entry's PAX headers: names and xattrs are smaller
+_PATH_LIMIT = 4096  # bytes: Linux takes no longer path (PATH_MAX)
+_EXTENT_LIMIT = 1 << 16  # of a sparse file
 _SECOND = 1_000_000_000
 _XATTR = "SCHILY.xattr."
 
@@ -37,6 +39,7 @@ class Kind(enum.Enum):
     FIFO = b"6"
 
 
+_META = (b"x", b"g", b"L", b"K")  # headers that say more about the entry after them
 _KINDS = {kind.value: kind for kind in Kind} | {b"\0": Kind.FILE, b"7": Kind.FILE, b"S": Kind.FILE}
 
 
@@ -77,7 +80,7 @@ class TarReader:
         defaults: dict[str, str] = {}
         while True:
             pax = dict(defaults)
-            entry, meta = None, False
+            entry, meta = None, 0
             while entry is None:
                 self._skip(self._left + self._padding)
                 self._left = self._padding = 0
@@ -85,10 +88,16 @@ class TarReader:
                 if header is None:
                     return
                 flag, size = header[156:157], _number(header[124:136])
+                if flag in _META:
+                    meta += BLOCK + size
+                    if size < 0 or meta > _META_LIMIT:
+                        raise Invalid(f"an entry's headers have more than {_META_LIMIT} bytes")
                 if flag == b"x":
                     pax.update(_pax_records(self._meta(size)))
                 elif flag == b"g":
                     defaults.update(_pax_records(self._meta(size)))
+                    if sum(map(len, (*defaults, *defaults.values()))) > _META_LIMIT:
+                        raise Invalid(f"global headers have more than {_META_LIMIT} bytes")
                     pax = defaults | pax
                 elif flag == b"L":
                     pax["path"] = os.fsdecode(self._meta(size).rstrip(b"\0"))
@@ -96,7 +105,6 @@ class TarReader:
                     pax["linkpath"] = os.fsdecode(self._meta(size).rstrip(b"\0"))
                 else:
                     entry = self._entry(header, flag, size, pax)
-                meta = True
             yield entry
 
     def data(self) -> Iterator[memoryview]:
@@ -109,12 +117,6 @@ class TarReader:
             self._buffer = self._buffer[len(piece) :]
             self._left -= len(piece)
             yield piece
-
-    def read(self, limit: int) -> bytes:
-        """The whole content of the current entry. Invalid where it is longer than `limit`."""
-        if self._left > limit:
-            raise Invalid(f"an entry of {self._left} bytes where at most {limit} are expected")
-        return self._exactly(self._left, count=True)
 
     # the stream
 
@@ -163,8 +165,6 @@ class TarReader:
         return block
 
     def _meta(self, size: int) -> bytes:
-        if size > _META_LIMIT:
-            raise Invalid(f"a header of {size} bytes; at most {_META_LIMIT} are taken")
         data = self._exactly(size)
         self._skip(-size % BLOCK)
         return data
@@ -179,7 +179,7 @@ class TarReader:
                 name = os.fsdecode(header[345:500].split(b"\0", 1)[0]) + "/" + name
         kind = _KINDS.get(flag)
         if kind is None:
-            raise Invalid(f"entry {name!r} has the unknown type {flag!r}")
+            raise Invalid(f"entry {name!r:.300} has the unknown type {flag!r}")
         if kind is Kind.FILE and flag == b"\0" and name.endswith("/"):
             kind = Kind.DIRECTORY  # v7
         linkname, xattrs = "", {}
@@ -202,7 +202,7 @@ class TarReader:
                 if key.startswith(_XATTR)
             }
         if uid < 0 or gid < 0 or size < 0:
-            raise Invalid(f"entry {name!r} has a negative owner or size")
+            raise Invalid(f"entry {name!r:.300} has a negative owner or size")
         extents = None
         if kind is Kind.FILE:
             self._left, self._padding = size, -size % BLOCK
@@ -216,7 +216,9 @@ class TarReader:
         if kind in (Kind.CHAR, Kind.BLOCK):
             device = (_number(header[329:337]), _number(header[337:345]))
         if "\0" in name or "\0" in linkname:
-            raise Invalid(f"entry {name!r} has a zero byte in its name")
+            raise Invalid(f"entry {name!r:.300} has a zero byte in its name")
+        if max(len(name), len(linkname)) > _PATH_LIMIT:
+            raise Invalid(f"entry {name!r:.80}... has a path of more than {_PATH_LIMIT} bytes")
         return Entry(
             name=name,
             kind=kind,
@@ -238,6 +240,8 @@ class TarReader:
         while more:
             block = self._exactly(BLOCK)
             extents += _gnu_extents(block[:504])
+            if len(extents) > _EXTENT_LIMIT:
+                raise Invalid(f"a sparse file has more than {_EXTENT_LIMIT} extents")
             more = block[504]
         return _number(header[483:495]), tuple(extents)
 
@@ -256,7 +260,7 @@ class TarReader:
             size = _decimal(pax.get("GNU.sparse.realsize", ""))
         else:
             numbers = [_decimal(n) for n in pax.get("GNU.sparse.map", "").split(",") if n]
-            size = _decimal(pax["GNU.sparse.size"])
+            size = _decimal(pax.get("GNU.sparse.size", ""))
         return size, tuple(zip(numbers[::2], numbers[1::2]))
 
 
@@ -270,8 +274,9 @@ def _verify_extents(
 ) -> None:
     if extents is None:
         return
-    if sum(length for _, length in extents) != stored or any(o + n > size for o, n in extents):
-        raise Invalid(f"sparse entry {name!r} has a map that does not fit its data")
+    fits = all(offset >= 0 and 0 <= length <= size - offset for offset, length in extents)
+    if not fits or sum(length for _, length in extents) != stored:
+        raise Invalid(f"sparse entry {name!r:.300} has a map that does not fit its data")
 
 
 def _verify_checksum(block: bytes) -> None:

@@ -177,11 +177,11 @@ class _Tree:
             case Kind.HARDLINK:
                 self._hardlink(parent, path, entry)
             case Kind.SYMLINK:
-                self._replace(parent, path)
+                _replace(parent, name)
                 os.symlink(entry.linkname, name, dir_fd=parent)
                 _attributes_of_link(parent, name, entry)
             case Kind.CHAR | Kind.BLOCK | Kind.FIFO:
-                self._replace(parent, path)
+                _replace(parent, name)
                 mode = _NODES[entry.kind] | 0o600
                 os.mknod(name, mode, os.makedev(*entry.device), dir_fd=parent)
                 _attributes_of_node(parent, name, entry)
@@ -217,7 +217,7 @@ class _Tree:
         except FileExistsError:
             there = os.stat(name, dir_fd=parent, follow_symlinks=False)
             if not stat.S_ISDIR(there.st_mode):
-                self._replace(parent, path)
+                _replace(parent, name)
                 os.mkdir(name, 0o700, dir_fd=parent)
                 hides = path in self._whiteouts
         with _closing(os.open(name, _DIRECTORY, dir_fd=parent)) as made:
@@ -232,7 +232,7 @@ class _Tree:
         try:
             fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
         except FileExistsError:
-            self._replace(parent, path)
+            _replace(parent, name)
             fd = os.open(name, _CREATE, 0o600, dir_fd=parent)
         try:
             if entry.extents is not None:
@@ -253,7 +253,7 @@ class _Tree:
         if not target:
             raise Invalid(f"entry {entry.name!r:.300} is a hard link to the root directory")
         with _closing(_walk(self._fds[0], target[:-1])) as there:
-            self._replace(parent, path)
+            _replace(parent, path[-1])
             try:
                 os.link(
                     target[-1],
@@ -268,16 +268,15 @@ class _Tree:
                     "which cannot be linked to"
                 ) from None
 
-    def _replace(self, parent: int, path: tuple[str, ...]) -> None:
-        """Remove what an earlier entry of this layer, or a whiteout, put at `path`."""
-        name = path[-1]
-        try:
-            os.unlink(name, dir_fd=parent)
-        except FileNotFoundError:
-            return
-        except IsADirectoryError:
-            shutil.rmtree(name, dir_fd=parent)
-            self._mtimes = {p: t for p, t in self._mtimes.items() if p[: len(path)] != path}
+
+def _replace(parent: int, name: str) -> None:
+    """Remove what an earlier entry of this layer, or a whiteout, put there."""
+    try:
+        os.unlink(name, dir_fd=parent)
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        shutil.rmtree(name, dir_fd=parent)
 
 
 @contextlib.contextmanager

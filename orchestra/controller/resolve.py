@@ -56,7 +56,7 @@ def require(need: ImageNeed) -> None:
 
 
 async def _from_nodes(images: Images, links: Iterable[Link], text: str) -> ImageNeed:
-    name = parse_reference(text).familiar()
+    name = parse_reference(text).tagged().familiar()
     for link in links:
         if link.state is not NodeState.READY:
             continue

@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestra.cli import context, session
 from orchestra.cli.table import show
+from orchestra.model.errors import Conflict
 
 
 def register(subparsers: Any) -> None:
@@ -14,6 +15,10 @@ def register(subparsers: Any) -> None:
     ls.add_argument("-q", "--quiet", action="store_true", help="names only")
     ls.add_argument("--format", choices=("table", "json"), default="table")
     ls.set_defaults(run=run_ls)
+
+    create = subparsers.add_parser("create", help="a cluster without nodes, as the current one")
+    create.add_argument("name", metavar="NAME")
+    create.set_defaults(run=run_create)
 
     use = subparsers.add_parser("use", help="make a cluster the current one")
     use.add_argument("name", metavar="NAME")
@@ -46,6 +51,15 @@ def run_ls(args: argparse.Namespace) -> int:
     if args.format == "table":
         rows = [{**row, "current": "*" if row["current"] else ""} for row in rows]
     show(rows, ("current", "name", "controller", "inventory"), args.format)
+    return 0
+
+
+def run_create(args: argparse.Namespace) -> int:
+    if args.name in context.names():
+        raise Conflict(f"there is a cluster {args.name!r} already; `orchestra cluster use` it")
+    context.save(context.fresh(args.name))
+    context.use(args.name)
+    print(args.name)
     return 0
 
 

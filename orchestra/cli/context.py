@@ -9,11 +9,10 @@ inventory file; without them the current cluster counts, as with docker's contex
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
-import shutil
+import zlib
 
 from attrs import asdict, evolve, field, frozen
 
@@ -61,20 +60,25 @@ def current() -> str:
 
 
 def use(name: str) -> None:
-    """Make it the current cluster. NotFound names the ones there are."""
+    """Make it the current cluster."""
     load(name)
     _write(f"{root()}/current", f"{name}\n")
 
 
 def load(name: str) -> Context:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise Invalid(f"{name!r} cannot be a cluster's name: use letters, digits, '.', '_', '-'")
+    """The cluster of that name. NotFound names the ones there are."""
+    valid(name)
     try:
         with open(f"{root()}/clusters/{name}/cluster.json") as file:
             return from_json(Context, json.load(file), file.name)
     except FileNotFoundError:
         known = ", ".join(names()) or "none"
         raise NotFound(f"no cluster named {name!r}; known: {known}") from None
+
+
+def valid(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise Invalid(f"{name!r} cannot be a cluster's name: use letters, digits, '.', '_', '-'")
 
 
 def save(context: Context) -> None:
@@ -87,13 +91,16 @@ def save(context: Context) -> None:
 
 def forget(name: str) -> None:
     """Drop what this user knows of a cluster; its nodes are not touched."""
+    import shutil
+
     shutil.rmtree(load(name).directory)
     if current() == name:
         os.unlink(f"{root()}/current")
 
 
 def fresh(name: str) -> Context:
-    """A cluster that is not kept yet."""
+    """A cluster that is not kept yet. Invalid where it cannot have that name."""
+    valid(name)
     return Context(name, f"{root()}/clusters/{name}/inventory.yaml")
 
 
@@ -124,7 +131,7 @@ def _of_file(path: str) -> Context:
     if not os.path.exists(path):
         raise NotFound(f"there is no inventory file {path}")
     stem = re.sub(r"[^A-Za-z0-9._-]", "-", os.path.basename(path).rsplit(".", 1)[0])
-    name = f"{stem}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"
+    name = f"{stem}-{zlib.crc32(path.encode()):08x}"
     known = load(name) if name in names() else Context(name, path)
     return evolve(known, inventory=path)
 

@@ -27,12 +27,8 @@ def run_install(args: argparse.Namespace) -> int:
     from orchestra.cli import hosts
 
     moved = hosts.install_controller(context.chosen(args), args.node)
-    client = hosts.client(moved)
     print(f"{moved.name}: controller on {args.node}")
-    if client.info().orphaned_generation:
-        # The session's state lives on in the nodes; take it over where it was this user's.
-        for line in client.adopt():
-            print(line)
+    print("".join(f"  took over {line}\n" for line in hosts.hand_over(moved)), end="")
     return 0
 
 
@@ -44,6 +40,7 @@ def run_uninstall(args: argparse.Namespace) -> int:
     print(f"{cluster.name}: no controller on {cluster.controller} any more")
     for name in unreached:
         print(f"{name} could not be reached: the controller's key is still authorized there")
+    hosts.hand_over(context.load(cluster.name))
     return 0
 
 

@@ -7,6 +7,7 @@ the controller's knowledge, so that a failure leaves nothing that claims more th
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -21,9 +22,11 @@ from orchestra.controller import bootstrap, inventory
 from orchestra.controller.reach import read_target as read_target
 from orchestra.controller.reach import run_with_ssh
 from orchestra.model.errors import Conflict, Invalid, NotFound, Unavailable
-from orchestra.model.node import InventoryNode
+from orchestra.model.node import InventoryNode, NodeState
 
 T = TypeVar("T")
+
+FIRST_LOOK = 20.0  # seconds for a controller that just started to hear every node once
 
 
 @frozen
@@ -238,6 +241,20 @@ def uninstall_controller(cluster: Context) -> list[str]:
     unreached = over_ssh(cluster, bootstrap.uninstall_controller(cluster.name, home, nodes))
     context.save(evolve(cluster, controller="", controller_key=""))
     return unreached
+
+
+def hand_over(cluster: Context) -> Sequence[str]:
+    """Let the controller in charge now take over what the one before left on the nodes, as text.
+
+    Right only where both are this user's: a controller that moved.
+    """
+    asked = client(cluster)
+    deadline = time.monotonic() + FIRST_LOOK
+    while time.monotonic() < deadline and any(
+        status.state is NodeState.UNKNOWN for status in asked.nodes()
+    ):
+        time.sleep(0.05)
+    return asked.adopt() if asked.info().orphaned_generation else ()
 
 
 def options(values: Any) -> dict[str, str]:

@@ -17,6 +17,9 @@ def register(subparsers: Any) -> None:
 
     up = command("up", "make hosts, a cluster of them and its controller", run_up)
     up.add_argument("--nodes", type=int, default=3, metavar="N")
+    up.add_argument(
+        "--no-controller", action="store_true", help="no daemon: the session is the controller"
+    )
     up.add_argument("--bare", action="store_true", help="hosts only: no agent, no controller")
     command("down", "take everything of the lab away", run_down)
     ls = subparsers.add_parser("ls", aliases=["list"], help="list the hosts of all labs")
@@ -50,7 +53,7 @@ def run_up(args: argparse.Namespace) -> int:
     else:
         from orchestra.testing.lab import cluster
 
-        lab = cluster.up(args.name, args.nodes)
+        lab = cluster.up(args.name, args.nodes, controller=not args.no_controller)
     names = ", ".join(f"{host.name} {host.address}" for host in lab.hosts)
     print(f"lab {lab.name}: up in {time.monotonic() - started:.1f} s ({names})")
     return 0

@@ -102,7 +102,6 @@ def listed(status: NodeStatus) -> dict[str, Any]:
         "state": status.state.value,
         "availability": status.availability.value,
         "labels": dict(status.node.labels),
-        "agent version": status.facts.agent_version if status.facts else "",
         "agent_version": status.facts.agent_version if status.facts else "",
         "underlay": status.node.underlay,
         "id": status.id,
@@ -119,8 +118,7 @@ def run_ls(args: argparse.Namespace) -> int:
     if args.format == "table":
         for row in rows:
             row["labels"] = ", ".join(f"{k}={v}" for k, v in row["labels"].items())
-            row["version"] = row["agent version"]
-    columns = ("name", "address", "state", "availability", "version", "labels", "reason")
+    columns = ("name", "address", "state", "availability", "agent_version", "labels", "reason")
     show(rows, columns, args.format)
     return 0
 

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import hashlib
 import os
 import signal
 import socket
 import stat
-import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -80,8 +79,8 @@ def _run_directory() -> str:
 
 def _key(cluster: Context) -> str:
     """Names the session; two users' or two configurations' clusters of one name stay apart."""
-    mark = hashlib.sha256(f"{context.root()}\0{cluster.inventory}".encode()).hexdigest()[:8]
-    return f"{cluster.name[:40]}-{mark}"
+    mark = zlib.crc32(f"{context.root()}\0{cluster.inventory}".encode())
+    return f"{cluster.name[:40]}-{mark:08x}"
 
 
 def socket_path(cluster: Context) -> str:
@@ -124,6 +123,8 @@ def _start(cluster: Context) -> None:
             f"the network {cluster.netns} of cluster {cluster.name} is not there; `orchestra lab "
             "ls` shows the labs of this machine, `orchestra lab up` makes one"
         )
+    import subprocess
+
     with _alone(cluster):
         with suppress(FileNotFoundError, ConnectionRefusedError):
             _dial(socket_path(cluster)).close()
@@ -145,8 +146,15 @@ def _start(cluster: Context) -> None:
             said = ready.read().decode(errors="replace")
     if said != "ready":
         raise Unavailable(
-            said or f"the session of cluster {cluster.name} ended at once; see {log_path(cluster)}"
+            said
+            or f"the session of cluster {cluster.name} ended at once: {_last_words(cluster)} "
+            f"(all of it: {log_path(cluster)})"
         )
+
+
+def _last_words(cluster: Context) -> str:
+    with open(log_path(cluster), errors="replace") as log:
+        return (log.read().strip().splitlines() or ["it said nothing"])[-1]
 
 
 def _command(cluster: Context, ready: int) -> list[str]:

@@ -20,9 +20,10 @@ from orchestra.testing.lab.hosts import Lab, LabHost
 PATIENCE = 60.0  # seconds for all nodes to become ready
 
 
-def up(name: str, count: int) -> Lab:
+def up(name: str, count: int, *, controller: bool = True) -> Lab:
     """Make a lab, its cluster and the controller on node1, and wait until all nodes are ready.
 
+    Without `controller` the user's session is it.
     A failure leaves nothing behind. A lab of that name that is there with as many nodes is
     switched on where it is off, and its nodes are brought up to date.
     """
@@ -33,7 +34,8 @@ def up(name: str, count: int) -> Lab:
         lab_hosts.over_all(Lab(lab.name, tuple(off)), lambda _, host: lab_hosts.boot(lab, host))
         cluster = evolve_context(lab)
         hosts.add_all(cluster, [as_node(lab, host) for host in lab.hosts])
-        cluster = hosts.install_controller(cluster, lab.hosts[0].name)
+        if controller:
+            cluster = hosts.install_controller(cluster, lab.hosts[0].name)
         context.use(name)
         wait_until_ready(cluster, count)
     except BaseException:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 MODULES = {
-    "engine": ("bench.engine", "bench.api"),
+    "engine": ("bench.engine",),
     "images": ("bench.images",),
     "cluster": ("bench.cluster", "bench.fabric"),
     "compose": ("bench.compose",),

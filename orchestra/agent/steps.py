@@ -15,8 +15,9 @@ from attrs import frozen
 from orchestra.agent.network import task_container_id
 from orchestra.agent.state import Record
 from orchestra.model.assignment import AssignedTask, Assignment
-from orchestra.model.container import Container, ContainerStatus
+from orchestra.model.container import Container, ContainerStatus, HealthStatus
 from orchestra.model.node import ObservedTask, TaskState
+from orchestra.plan.health import TIMED_OUT
 
 ALIVE = (ContainerStatus.RUNNING, ContainerStatus.PAUSED, ContainerStatus.RESTARTING)
 
@@ -144,7 +145,8 @@ def _observed(
         return ObservedTask(task.id, state, error=hindrance.reason, final=hindrance.final)
     container = record.container
     state = _state(task, container)
-    ended = container.status not in (ContainerStatus.CREATED, *ALIVE)
+    restarting = record.restart_token < task.restart_token and not task.stop
+    ended = container.status not in (ContainerStatus.CREATED, *ALIVE) and not restarting
     exited = state in (TaskState.COMPLETE, TaskState.FAILED, TaskState.SHUTDOWN)
     return ObservedTask(
         id=task.id,
@@ -152,12 +154,25 @@ def _observed(
         container=container.id,
         health=container.health.status if container.health else None,
         exit_code=container.exit_code if exited else container.last_exit_code,
-        error=container.error,
+        error=container.error or _last_complaint(container),
         restarts=container.restart_count,
         started=container.started,
         finished=container.finished,
         final=ended or (state is TaskState.FAILED and container.status is ContainerStatus.CREATED),
+        restart_token=record.restart_token,
     )
+
+
+def _last_complaint(container: Container) -> str:
+    """What the health check of an unhealthy container said last, in one line."""
+    health = container.health
+    if health is None or health.status is not HealthStatus.UNHEALTHY or not health.log:
+        return ""
+    probe = health.log[-1]
+    said = probe.output.strip().splitlines()
+    if probe.exit_code == TIMED_OUT:
+        return "its health check timed out"
+    return f"its health check ended with {probe.exit_code}" + (f": {said[-1]}" if said else "")
 
 
 def _state(task: AssignedTask, container: Container) -> TaskState:

@@ -24,9 +24,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "logs": ("stack_logs", "show the logs of the stack's tasks, merged by time"),
     "exec": ("stack_exec", "run a command in a running task, wherever it is"),
     "config": ("stack_config", "check the compose files and show the result"),
-    "stop": ("stack_stop", "stop services without removing them"),
-    "start": ("stack_start", "start stopped services"),
-    "restart": ("stack_restart", "restart services"),
+    "stop": ("stack_services", "stop services; their volumes and ports are kept"),
+    "start": ("stack_services", "start services that `stop` stopped"),
+    "restart": ("stack_services", "restart services in place"),
     "scale": ("stack_scale", "set the number of replicas of services"),
     "version": ("version", "show the versions of client, controller and agents"),
 }

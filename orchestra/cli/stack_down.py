@@ -5,16 +5,14 @@ from __future__ import annotations
 import argparse
 
 from orchestra.cli import project
-from orchestra.cli.stack_up import deadline, follow
+from orchestra.cli.progress import follow, waiting_options
 from orchestra.model.cluster import StackPhase
 from orchestra.model.errors import NotFound
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-v", "--volumes", action="store_true", help="also remove named volumes")
-    parser.add_argument(
-        "--timeout", type=float, default=600.0, metavar="SECONDS", help="how long to wait (0: ever)"
-    )
+    waiting_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,9 +24,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"{name}: nothing to remove")
         return 0
     client.remove_stack(name, args.volumes)
-    with deadline(args.timeout, f"the removal of stack {name}"):
-        last = follow(client.progress(name))
-    if last is not None and last.phase is StackPhase.FAILED:
+    if args.detach:
+        return 0
+    if follow(client, name, args.timeout).phase is not StackPhase.REMOVED:
         return 1
     print(f"{name}: removed")
     return 0

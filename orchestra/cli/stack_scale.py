@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 
 from orchestra.cli import project
-from orchestra.cli.stack_up import deadline, follow
+from orchestra.cli.progress import follow, waiting_options
 from orchestra.model.cluster import StackPhase
 from orchestra.model.errors import Invalid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-d", "--detach", action="store_true", help="do not wait")
-    parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS")
+    waiting_options(parser)
     parser.add_argument("replicas", nargs="+", metavar="SERVICE=N")
 
 
@@ -29,6 +28,4 @@ def run(args: argparse.Namespace) -> int:
     client.scale(name, dict(wish(text) for text in args.replicas))
     if args.detach:
         return 0
-    with deadline(args.timeout, f"stack {name}"):
-        last = follow(client.progress(name))
-    return 0 if last is not None and last.phase is StackPhase.CONVERGED else 1
+    return 0 if follow(client, name, args.timeout).phase is StackPhase.CONVERGED else 1

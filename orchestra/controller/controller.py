@@ -9,23 +9,24 @@ takes time (connections, shipments, removals) runs beside the loop and calls `_c
 from __future__ import annotations
 
 import logging
-import struct
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from urllib.parse import quote
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 import trio
 from attrs import evolve
 
 from orchestra import __version__
 from orchestra.api.engine import Images as StoreOfImages
-from orchestra.controller import adopt, resolve
+from orchestra.controller import adopt, enroll, resolve, wish
 from orchestra.controller.apply import Assembler
 from orchestra.controller.events import Events
+from orchestra.controller.last_lines import last_lines
 from orchestra.controller.link import Connect, Link, Silence, Wanted
-from orchestra.controller.progress import look, task_rows
+from orchestra.controller.progress import look
+from orchestra.controller.rows import task_rows
 from orchestra.controller.ship import Ship, Shipping
 from orchestra.controller.store import Store, new_state
+from orchestra.controller.volumes import Removals
 from orchestra.image.images import Images
 from orchestra.image.ship import ship
 from orchestra.model.cluster import (
@@ -34,6 +35,8 @@ from orchestra.model.cluster import (
     NodeStatus,
     Plan,
     Progress,
+    SlotPhase,
+    SlotProgress,
     StackPhase,
     StackRecord,
     TaskStatus,
@@ -42,14 +45,12 @@ from orchestra.model.errors import Conflict, Invalid, NotFound, OrchestraError, 
 from orchestra.model.event import Event
 from orchestra.model.node import Availability, InventoryNode, NodeState
 from orchestra.model.service import Stack
-from orchestra.plan import demand as ask
-from orchestra.plan.addresses import pick_range
 from orchestra.plan.check import check_stack
 from orchestra.plan.enact import absorb, enact, release
 from orchestra.plan.forecast import forecast
 from orchestra.plan.reconcile import reconcile
 from orchestra.plan.standing import SETTLE
-from orchestra.plan.state import ImageFacts, NodeRecord, NodeView, State, View
+from orchestra.plan.state import NodeRecord, NodeView, State, View
 
 log = logging.getLogger(__name__)
 
@@ -59,9 +60,9 @@ TICK = 0.5  # seconds between two looks while something waits for time to pass
 AGAIN = 1.0  # seconds before something that failed is tried again
 FIRST_CONTACT = 15.0  # seconds that adding a node may take
 FAREWELL = 5.0  # seconds for a node that leaves to take its empty assignment
+BREATH = 0.1  # seconds between two lines of progress: what changes meanwhile is one line
 KEPT_PLANS = 32
-LOG_TAIL = 10  # lines of a failing container
-TOLD_FAILURES = 3  # containers whose last lines are shown
+ENDS = (StackPhase.CONVERGED, StackPhase.FAILED, StackPhase.REMOVED)
 
 
 class Controller:
@@ -98,7 +99,6 @@ class Controller:
         self._planned: State | None = None  # the state that `_plan` leads to
         self._serving_since: dict[str, float] = {}
         self._shown: dict[tuple[str, int], Plan] = {}  # plans that users saw
-        self._removals: dict[str, str] = {}  # stack -> what its removal waits for
         self._events = Events()
         self._assembler = Assembler()
         self._looked = trio.Event()  # every node was heard, or is known to be down
@@ -106,6 +106,7 @@ class Controller:
         self._moved = trio.Event()  # for those who watch
         self._nursery: trio.Nursery | None = None
         self._shipping: Shipping | None = None
+        self._removals: Removals | None = None
 
     async def run(
         self,
@@ -115,7 +116,8 @@ class Controller:
         """Connect to all nodes and decide until cancelled; the nodes are left as they are."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            self._shipping = Shipping(self._images, nursery, self._changed, self._ship)
+            self._shipping = Shipping(self._images, nursery, self._changed, self._tell, self._ship)
+            self._removals = Removals(nursery, self._drop_volumes)
             known = {record.name: record.node for record in self._state.nodes.values()}
             for node in {**{n.name: n for n in inventory}, **known}.values():
                 self._open_link(node)
@@ -221,78 +223,26 @@ class Controller:
 
     def _enroll(self) -> None:
         """Make records of nodes that are heard for the first time, or say why not."""
-        known = {record.name: record for record in self._state.nodes.values()}
         for link in self._links.values():
             if link.observed is None:
                 continue
-            name, facts = link.node.name, link.observed.facts
-            record = known.get(name)
-            if record is None:
+            facts = link.observed.facts
+            record = self._record_named(link.node.name)
+            why = ""
+            if record is not None:
+                why = enroll.stranger(record, facts)
+            elif not self._orphaned():
                 try:
-                    self._add_record(link)
+                    self._commit(enroll.enrolled(self._state, link.node, facts, link.held))
                 except Conflict as error:
-                    self._refuse(link, str(error))
+                    why = str(error)
                 else:
-                    self._refuse(link, "")
-            elif record.id != facts.id:
-                self._refuse(
-                    link,
-                    f"another node answers at {link.node.address}: its id is {facts.id[:12]}, "
-                    f"{name}'s is {record.id[:12]}; `orchestra node rm {name}` and add it again",
-                )
-            else:
-                self._refuse(link, "")
-
-    def _refuse(self, link: Link, why: str) -> None:
-        link.refused = why
-        if why and link.state is NodeState.READY:
-            link.state, link.reason = NodeState.NOT_READY, why
-
-    def _add_record(self, link: Link) -> None:
-        """Raises Conflict for a copy of a known node, or an underlay address that is taken."""
-        assert link.observed is not None
-        if self._orphaned():
-            return
-        node, facts = link.node, link.observed.facts
-        underlay = _underlay(node, facts.addresses)
-        for other in self._state.nodes.values():
-            if other.id == facts.id:
-                raise Conflict(
-                    f"{node.name} reports the same id as {other.name}: it is the same host, or a "
-                    "copy of it; give a copied host its own id with `orchestra node add` on a "
-                    "host whose /var/lib/orchestra was removed"
-                )
-            if other.underlay == underlay:
-                raise Conflict(
-                    f"{node.name} and {other.name} report the same underlay address {underlay}; "
-                    "give one of them another with `--underlay ADDRESS`"
-                )
-        identity = self._state.identity
-        if not identity.range:
-            identity = evolve(identity, range=pick_range(facts.routes))
-        index = identity.last_index + 1
-        record = NodeRecord(index, facts.id, node, underlay)
-        held = link.held.generation if link.held else 0
-        state = evolve(
-            self._state,
-            identity=evolve(identity, last_index=index),
-            nodes={**self._state.nodes, facts.id: record},
-            generation=max(self._state.generation, held),
-        )
-        self._commit(evolve(state, generation=state.generation + 1))
-        self._events.node("add", node.name, self._clock())
+                    self._events.node("add", link.node.name, self._clock())
+            link.refuse(why)
 
     def _orphaned(self) -> int:
         """A generation on the nodes that this store does not know of; 0 = none."""
-        mine = self._state.identity.id
-        found = 0
-        for link in self._links.values():
-            held = link.held
-            if held is None or not held.generation or not held.cluster:
-                continue
-            if held.cluster != mine or held.generation > self._state.generation:
-                found = max(found, held.generation)
-        return found
+        return enroll.unknown_generation(self._state, (k.held for k in self._links.values()))
 
     def _refuse_orphaned(self) -> None:
         found = self._orphaned()
@@ -356,24 +306,7 @@ class Controller:
     async def remove_node(self, name: str, force: bool = False) -> None:
         record = self._node(name)
         self._refuse_orphaned()
-        tasks = [t.task.slot for t in self._state.tasks.values() if t.task.node == record.id]
-        volumes = [v for v, holders in self._state.volumes.items() if record.id in holders]
-        if (tasks or volumes) and not force:
-            what = f"runs {', '.join(sorted(tasks))}" if tasks else f"holds {', '.join(volumes)}"
-            raise Conflict(
-                f"cannot remove node {name}: it {what}; `orchestra node drain {name}` empties it, "
-                "--force removes it with what it holds"
-            )
-        state = evolve(
-            self._state,
-            nodes={i: n for i, n in self._state.nodes.items() if i != record.id},
-            volumes={
-                volume: kept
-                for volume, holders in self._state.volumes.items()
-                if (kept := tuple(h for h in holders if h != record.id))
-            },
-        )
-        self._wish(state)
+        self._wish(wish.without_node(self._state, record, force))
         link = self._links.pop(name)
         link.want(self._assembler.nothing(self._state, record))
         with trio.move_on_after(FAREWELL):
@@ -387,10 +320,7 @@ class Controller:
         self._change_node(evolve(self._node(name), availability=availability))
 
     async def set_labels(self, name: str, labels: Mapping[str, str | None]) -> None:
-        record = self._node(name)
-        merged = {**record.node.labels, **labels}
-        kept = {key: value for key, value in merged.items() if value is not None}
-        self._change_node(evolve(record, node=evolve(record.node, labels=kept)))
+        self._change_node(wish.relabelled(self._node(name), labels))
 
     def _change_node(self, record: NodeRecord) -> None:
         self._refuse_orphaned()
@@ -486,27 +416,8 @@ class Controller:
         return needs
 
     def _with_stack(self, stack: Stack, needs: Sequence[ImageNeed]) -> State:
-        """The state in which `stack` is desired, as the file says: scale and stops are undone."""
-        before = self._state.stacks.get(stack.name)
-        record = StackRecord(
-            stack=stack,
-            revision=before.revision + 1 if before else 1,
-            updated=self._clock(),
-            images={need.image: need for need in needs},
-            restart_tokens=before.restart_tokens if before else {},
-        )
         facts = {need.manifest: resolve.facts_of(self._images, need) for need in needs}
-        networks = {
-            name: evolve(known, internal=network.internal)
-            for network in stack.networks.values()
-            if not network.external and (known := self._state.networks.get(name := network.name))
-        }
-        return evolve(
-            self._state,
-            stacks={**self._state.stacks, stack.name: record},
-            images=_used_images(self._state, {**self._state.images, **facts}, facts),
-            networks={**self._state.networks, **networks},
-        )
+        return wish.with_stack(self._state, stack, needs, facts, self._clock())
 
     def _foresee(self, stack: Stack, needs: Sequence[ImageNeed]) -> Plan:
         view = self._view()
@@ -521,131 +432,45 @@ class Controller:
         self._events.stack("down", name, self._clock())
 
     async def scale(self, name: str, replicas: Mapping[str, int]) -> None:
-        record = self.stack(name)
-        self._check_services(record, list(replicas))
-        for service, count in replicas.items():
-            if ask.is_global(record.stack.services[service]):
-                raise Invalid(f"cannot scale {service}: a global service has one task per node")
-            if count < 0:
-                raise Invalid(f"cannot scale {service} to {count} replicas")
-        self._put_stack(evolve(record, scale={**record.scale, **replicas}))
+        self._put_stack(wish.scaled(self.stack(name), replicas))
 
     async def stop_services(self, name: str, services: Sequence[str]) -> None:
-        record = self.stack(name)
-        stopped = {*record.stopped, *self._check_services(record, services)}
-        self._put_stack(evolve(record, stopped=tuple(sorted(stopped))))
+        self._put_stack(wish.stopped(self.stack(name), services))
 
     async def start_services(self, name: str, services: Sequence[str]) -> None:
-        record = self.stack(name)
-        stopped = set(record.stopped) - self._check_services(record, services)
-        self._put_stack(evolve(record, stopped=tuple(sorted(stopped)), updated=self._clock()))
+        self._put_stack(wish.started(self.stack(name), services, self._clock()))
 
     async def restart_services(self, name: str, services: Sequence[str]) -> None:
-        """Running tasks are restarted in place by their nodes; those that ended run anew."""
         self._refuse_orphaned()
-        record = self.stack(name)
-        chosen = self._check_services(record, services)
-        tokens = dict(record.restart_tokens)
-        for service in chosen:
-            tokens[service] = tokens.get(service, 0) + 1
-        tasks = dict(self._state.tasks)
-        for task_id, task in tasks.items():
-            mine = task.task
-            if mine.stack == name and mine.service in chosen and task.final is None:
-                tasks[task_id] = evolve(task, task=evolve(mine, restart_token=tokens[mine.service]))
-        state = evolve(self._state, tasks=tasks)
-        changed = evolve(record, restart_tokens=tokens)
-        self._wish(evolve(state, stacks={**state.stacks, name: changed}))
+        self._wish(wish.restarted(self._state, self.stack(name), services))
 
     def _put_stack(self, record: StackRecord) -> None:
         self._refuse_orphaned()
-        self._wish(evolve(self._state, stacks={**self._state.stacks, record.stack.name: record}))
-
-    def _check_services(self, record: StackRecord, services: Sequence[str]) -> set[str]:
-        """The named services of the stack; without names, all of them."""
-        for service in services:
-            if service not in record.stack.services:
-                known = ", ".join(sorted(record.stack.services))
-                raise NotFound(
-                    f"stack {record.stack.name} has no service {service}; it has: {known}"
-                )
-        return set(services or record.stack.services)
+        self._wish(wish.put(self._state, record))
 
     # --- removal -------------------------------------------------------------------------
 
     def _forget_removed(self, state: State) -> State:
-        """Drop the records of stacks of which nothing is left."""
-        for name, record in state.stacks.items():
+        """Drop the records of stacks of which nothing is left; their volumes go first."""
+        for name, record in list(state.stacks.items()):
             if not record.removing or any(t.task.stack == name for t in state.tasks.values()):
                 continue
-            volumes = [v for v in _own_volumes(record) if v in state.volumes]
-            if record.remove_volumes and volumes:
-                free = all(self._has_applied(state, h) for v in volumes for h in state.volumes[v])
-                if free and name not in self._removals and self._nursery is not None:
-                    self._removals[name] = f"removing {', '.join(volumes)}"
-                    self._nursery.start_soon(self._remove_volumes, name, volumes)
+            volumes = [v for v in wish.own_volumes(record) if v in state.volumes]
+            if not (record.remove_volumes and volumes):
+                state = wish.without_stack(state, name, self._clock())
                 continue
-            ports = {k: v for k, v in state.ports.items() if not k.startswith(f"{name}/")}
-            networks = {
-                key: evolve(
-                    network,
-                    vips={s: a for s, a in network.vips.items() if not s.startswith(f"{name}/")},
-                    released={
-                        **network.released,
-                        **{
-                            a: self._clock()
-                            for s, a in network.vips.items()
-                            if s.startswith(f"{name}/")
-                        },
-                    },
-                )
-                for key, network in state.networks.items()
-            }
-            stacks = {n: r for n, r in state.stacks.items() if n != name}
-            return evolve(
-                state,
-                stacks=stacks,
-                ports=ports,
-                networks=networks,
-                images=_used_images(evolve(state, stacks=stacks), state.images, {}),
-            )
+            links = self._links_by_id()
+            homes = {v: [links[h] for h in state.volumes[v] if h in links] for v in volumes}
+            if all(_has_applied(link, state) for home in homes.values() for link in home):
+                assert self._removals is not None
+                self._removals.begin(name, homes)
         return state
 
-    def _has_applied(self, state: State, node_id: str) -> bool:
-        """Whether a node has done all it was asked to: ended tasks' containers are gone."""
-        node = state.nodes.get(node_id)
-        if node is None:
-            return True
-        observed = self._links[node.name].observed
-        return observed is not None and observed.applied >= state.generation
-
-    async def _remove_volumes(self, stack: str, volumes: Sequence[str]) -> None:
-        """Remove a stack's volumes from their nodes; what fails is tried again by the loop."""
-        gone = []
-        try:
-            for volume in volumes:
-                for node_id in self._state.volumes.get(volume, ()):
-                    await self._remove_volume(volume, self._state.nodes.get(node_id))
-                gone.append(volume)
-        except Silence as error:
-            self._removals[stack] = f"cannot remove volume {volumes[len(gone)]}: {error}"
-            log.warning("%s", self._removals[stack])
-            self._tell()
-            await trio.sleep(AGAIN)
-        finally:
-            kept = {v: n for v, n in self._state.volumes.items() if v not in gone}
-            self._commit(evolve(self._state, volumes=kept))
-            del self._removals[stack]
-            self._changed()
-
-    async def _remove_volume(self, volume: str, node: NodeRecord | None) -> None:
-        if node is None:
-            return
-        try:
-            client = self._links[node.name].ask()
-            await client.json("DELETE", f"/volumes/{quote(volume, safe='')}")
-        except NotFound:
-            log.info("volume %s is not on %s any more", volume, node.name)
+    def _drop_volumes(self, volumes: Sequence[str]) -> None:
+        """Volumes are gone from their nodes."""
+        kept = {v: n for v, n in self._state.volumes.items() if v not in volumes}
+        self._commit(evolve(self._state, volumes=kept))
+        self._changed()
 
     # --- watching ------------------------------------------------------------------------
 
@@ -657,8 +482,9 @@ class Controller:
 
     async def progress(self, name: str) -> AsyncIterator[Progress]:
         await self._looked.wait()
-        assert self._shipping is not None
-        shown = ""
+        assert self._shipping is not None and self._removals is not None
+        told: dict[str, SlotProgress] = {}
+        text = ""
         while True:
             moved = self._moved
             self._refuse_orphaned()
@@ -666,47 +492,30 @@ class Controller:
                 notes = self._shipping.notes(self._state)
                 sight = look(self._state, self._view(), self._plan, name, notes)
                 line = sight.progress
-                if name in self._removals:
-                    line = evolve(line, text=self._removals[name])
+                if name in self._removals.texts:
+                    line = evolve(line, text=self._removals.texts[name])
+                ended = line.phase in ENDS
+                slots = {s.slot: s for s in line.slots}
+                line = evolve(line, slots=_changes(told, slots))
                 if line.phase is StackPhase.FAILED:
-                    line = evolve(line, log_tail=await self._last_lines(sight.failing))
-                if line.text != shown or line.phase not in (
-                    StackPhase.CONVERGING,
-                    StackPhase.REMOVING,
-                ):
-                    shown = line.text
+                    tail = await last_lines(self._state, self._links_by_id(), sight.failing)
+                    line = evolve(line, log_tail=tail)
+                if ended or line.slots or line.text != text:
+                    told, text = slots, line.text
                     yield line
-                if line.phase not in (StackPhase.CONVERGING, StackPhase.REMOVING):
-                    return
+                    if ended:
+                        return
+                    await trio.sleep(BREATH)
+                    continue
             await moved.wait()
-
-    async def _last_lines(self, tasks: Iterable[str]) -> tuple[str, ...]:
-        """The last log lines of failing containers, each under its slot's name."""
-        lines: list[str] = []
-        for task_id in list(tasks)[:TOLD_FAILURES]:
-            record = self._state.tasks.get(task_id)
-            node = self._state.nodes.get(record.task.node) if record else None
-            if record is None or node is None:
-                continue
-            query = {"stdout": 1, "stderr": 1, "tail": LOG_TAIL}
-            path = f"/containers/{quote(record.assigned.name, safe='')}/logs"
-            try:
-                with trio.fail_after(FAREWELL):
-                    client = self._links[node.name].ask()
-                    async with client.request("GET", path, query=query) as answer:
-                        data = await answer.read()
-            except Silence as error:
-                lines.append(f"{record.task.slot}: no logs: {error}")
-                continue
-            text = (data if record.assigned.spec.tty else _unframed(data)).decode(errors="replace")
-            lines += [f"{record.task.slot}: {line}" for line in text.splitlines()[-LOG_TAIL:]]
-        return tuple(lines)
 
     def events(self) -> AsyncIterator[Event]:
         return self._events.subscribe()
 
     async def adopt(self) -> Sequence[str]:
         await self._looked.wait()
+        if not self._orphaned():
+            return []
         held = []
         silent = []
         for name, link in self._links.items():
@@ -734,32 +543,14 @@ def _login(node: InventoryNode) -> tuple[object, ...]:
     return (node.address, node.port, node.user, node.identity, node.jump, node.host_key)
 
 
-def _underlay(node: InventoryNode, addresses: Sequence[str]) -> str:
-    """Where the node's tunnel ends: as told, else its SSH address, else its first address."""
-    if node.underlay:
-        return node.underlay
-    plain = [address.partition("/")[0] for address in addresses]
-    return node.address if node.address in plain or not plain else plain[0]
+def _has_applied(link: Link, state: State) -> bool:
+    """Whether a node has done all it was asked to: what mounted its volumes is gone."""
+    return link.observed is not None and link.observed.applied >= state.generation
 
 
-def _own_volumes(record: StackRecord) -> list[str]:
-    return [v.name for v in record.stack.volumes.values() if not v.external]
-
-
-def _used_images(
-    state: State, images: Mapping[str, ImageFacts], fresh: Mapping[str, ImageFacts]
-) -> dict[str, ImageFacts]:
-    """Those of `images` that a task, a stack or `fresh` still names."""
-    used = {t.assigned.image_manifest for t in state.tasks.values()} | set(fresh)
-    used |= {need.manifest for r in state.stacks.values() for need in r.images.values()}
-    return {digest: facts for digest, facts in images.items() if digest in used}
-
-
-def _unframed(data: bytes) -> bytes:
-    """The payloads of Docker's stream frames (a header of 8 bytes, the last 4 a length)."""
-    out = []
-    while len(data) >= 8:
-        (size,) = struct.unpack(">I", data[4:8])
-        out.append(data[8 : 8 + size])
-        data = data[8 + size :]
-    return b"".join(out)
+def _changes(
+    before: Mapping[str, SlotProgress], now: Mapping[str, SlotProgress]
+) -> tuple[SlotProgress, ...]:
+    """The slots that are not as they were; those that are no more are gone."""
+    gone = tuple(SlotProgress(slot, SlotPhase.GONE) for slot in before if slot not in now)
+    return (*(s for slot, s in now.items() if before.get(slot) != s), *gone)

@@ -102,6 +102,12 @@ class Link:
             self._wanted = wanted
             self._wake()
 
+    def refuse(self, why: str) -> None:
+        """Do not use the node although it answers ("" = use it)."""
+        self.refused = why
+        if why and self.state is NodeState.READY:
+            self.state, self.reason = NodeState.NOT_READY, why
+
     @property
     def pushed(self) -> bool:
         """Whether the node has what is wanted."""

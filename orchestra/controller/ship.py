@@ -11,10 +11,12 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 import trio
+from attrs import evolve, frozen
 
 from orchestra.controller.link import Link, Silence
 from orchestra.image.images import Images
 from orchestra.image.ship import Receiver
+from orchestra.model.errors import OrchestraError, Unavailable
 from orchestra.model.node import NodeState
 from orchestra.plan.state import State, TaskRecord
 
@@ -25,26 +27,61 @@ Ship = Callable[[Images, str, Sequence[str], Receiver, Callable[[int, int], None
 AGAIN = 3.0  # seconds before a failed shipment is tried again
 
 
+@frozen
+class Shipment:
+    """An image on its way to a node; bytes count only what the node lacks.
+
+    `trouble`: why it could not be brought there the last time; `hopeless` where trying again can
+    only help after somebody did something about it (a full disk, say).
+    """
+
+    image: str
+    node: str
+    done: int = 0
+    total: int = 0
+    trouble: str = ""
+    hopeless: bool = False
+
+    def __str__(self) -> str:
+        if self.trouble:
+            return f"cannot ship {self.image} to {self.node}: {self.trouble}"
+        size = f": {self.done / 1e6:.0f} of {self.total / 1e6:.0f} MB" if self.total else ""
+        return f"shipping {self.image}{size}"
+
+    @property
+    def share(self) -> float:
+        return self.done / self.total if self.total else 0.0
+
+
 class Shipping:
-    """The shipments that are under way; `changed` is called as they advance."""
+    """The shipments that are under way.
+
+    `moved` is called as bytes go out, `changed` when a shipment has ended one way or the other.
+    """
 
     def __init__(
-        self, images: Images, nursery: trio.Nursery, changed: Callable[[], None], ship: Ship
+        self,
+        images: Images,
+        nursery: trio.Nursery,
+        changed: Callable[[], None],
+        moved: Callable[[], None],
+        ship: Ship,
     ) -> None:
         self._images = images
         self._transfer = ship
         self._nursery = nursery
         self._changed = changed
-        self._texts: dict[tuple[str, str], str] = {}  # (node's name, manifest) -> how far
+        self._moved = moved
+        self._shipments: dict[tuple[str, str], Shipment] = {}  # by node's name and manifest
 
-    def notes(self, state: State) -> dict[str, str]:
-        """What to say of tasks that wait for their image, by task id."""
+    def notes(self, state: State) -> dict[str, Shipment]:
+        """What tasks wait for whose image is on its way, by task id."""
         out = {}
         for task in waiting(state):
             node = state.nodes.get(task.task.node)
-            text = self._texts.get((node.name, task.assigned.image_manifest)) if node else None
-            if text:
-                out[task.task.id] = text
+            key = (node.name, task.assigned.image_manifest) if node else ("", "")
+            if key in self._shipments:
+                out[task.task.id] = self._shipments[key]
         return out
 
     def arrived(self, state: State, links: Mapping[str, Link]) -> list[str]:
@@ -57,33 +94,34 @@ class Shipping:
             manifest = task.assigned.image_manifest
             key = (link.node.name, manifest)
             if manifest in link.images:
-                self._texts.pop(key, None)
+                self._shipments.pop(key, None)
                 out.append(task.task.id)
-            elif key not in self._texts:
-                self._texts[key] = f"shipping {task.assigned.spec.image}"
-                self._nursery.start_soon(self._ship, link, task, key)
+            elif key not in self._shipments:
+                self._shipments[key] = Shipment(task.assigned.spec.image, link.node.name)
+                self._nursery.start_soon(self._ship, link, manifest, key)
         return out
 
-    async def _ship(self, link: Link, task: TaskRecord, key: tuple[str, str]) -> None:
-        image, manifest = task.assigned.spec.image, task.assigned.image_manifest
+    async def _ship(self, link: Link, manifest: str, key: tuple[str, str]) -> None:
+        shipment = self._shipments[key]
 
         def report(done: int, total: int) -> None:
-            text = f"shipping {image}: {done / 1e6:.0f} of {total / 1e6:.0f} MB"
-            if total and text != self._texts.get(key):
-                self._texts[key] = text
-                self._changed()
+            if key in self._shipments:
+                self._shipments[key] = evolve(shipment, done=done, total=total)
+                self._moved()
 
         try:
-            await self._transfer(self._images, manifest, [image], link.ask(), report)
+            await self._transfer(self._images, manifest, [shipment.image], link.ask(), report)
             link.images.add(manifest)
         except Silence as error:
-            log.warning("cannot ship %s to %s: %s", image, link.node.name, error)
-            self._texts[key] = f"cannot ship {image} to {link.node.name}: {error}"
-            self._changed()
+            hopeless = isinstance(error, OrchestraError) and not isinstance(error, Unavailable)
+            trouble = str(error) or type(error).__name__
+            self._shipments[key] = evolve(shipment, trouble=trouble, hopeless=hopeless)
+            log.warning("%s", self._shipments[key])
+            self._moved()
             await trio.sleep(AGAIN)
         finally:
-            self._texts.pop(key, None)
-        self._changed()
+            self._shipments.pop(key, None)
+            self._changed()
 
 
 def waiting(state: State) -> Iterable[TaskRecord]:

@@ -228,17 +228,49 @@ class StackPhase(enum.Enum):
     REMOVED = "removed"
 
 
+class SlotPhase(enum.Enum):
+    """How a slot is on its way, in the words that `up` shows."""
+
+    WAITING = "waiting"
+    BLOCKED = "blocked"
+    PLACED = "placed"
+    SHIPPING = "shipping"
+    STARTING = "starting"
+    RUNNING = "running"
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+    RESTARTING = "restarting"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    STOPPING = "stopping"
+    GONE = "gone"
+
+
+@frozen
+class SlotProgress:
+    """Where a slot is; `text` says what of it: an image that is shipped, why it waits."""
+
+    slot: str
+    phase: SlotPhase
+    node: str = ""  # name, "" while it has none
+    text: str = ""
+    share: float = 0.0  # of an image's bytes that are on the node, 0..1
+
+
 @frozen
 class Progress:
-    """One line of `up`'s live progress; `phase` ends the stream when not CONVERGING/REMOVING."""
+    """A moment of a stack on its way; `phase` ends the stream when not CONVERGING/REMOVING.
+
+    `slots` are those that have changed since the moment before.
+    """
 
     time: float
     text: str
     phase: StackPhase = StackPhase.CONVERGING
-    slot: str = ""
     running: int = 0
     desired: int = 0
-    log_tail: tuple[str, ...] = ()  # last lines of the container that failed
+    slots: tuple[SlotProgress, ...] = ()
+    log_tail: tuple[str, ...] = ()  # last lines of the containers that failed
 
 
 @frozen

@@ -106,6 +106,7 @@ class ObservedTask:
     started: float = 0.0
     finished: float = 0.0
     final: bool = False  # no further restart will come from the node itself
+    restart_token: int = 0  # of the last restart that was asked for and done
 
     @property
     def serving(self) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import trio
 
-from orchestra.model.cluster import Action, RemoveTask, StartTask, StopTask
+from orchestra.model.cluster import Action, RemoveTask, ResumeTask, StartTask, StopTask
 from orchestra.model.event import Event
 
 BACKLOG = 1000  # events that a listener may be behind
@@ -30,7 +30,7 @@ class Events:
     def action(self, action: Action, now: float) -> None:
         """Tell of a planned step that was taken."""
         match action:
-            case StartTask():
+            case StartTask() | ResumeTask():
                 attributes = {"stack": action.stack, "node": action.node_name}
                 event = Event("task", "start", action.slot, attributes)
             case StopTask():

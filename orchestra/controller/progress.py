@@ -17,6 +17,7 @@ from orchestra.model.cluster import (
     Blocked,
     Plan,
     Progress,
+    ResumeTask,
     SlotPhase,
     SlotProgress,
     StackPhase,
@@ -25,7 +26,7 @@ from orchestra.model.cluster import (
     StopTask,
     Waiting,
 )
-from orchestra.model.node import ObservedTask, TaskState
+from orchestra.model.node import NodeState, ObservedTask, TaskState
 from orchestra.plan import demand as ask
 from orchestra.plan.standing import SETTLE, Standing, settled, standing
 from orchestra.plan.state import State, TaskRecord, View
@@ -112,7 +113,7 @@ def look(state: State, view: View, plan: Plan, name: str, notes: Mapping[str, Sh
         {lack.slot: lack for lack in reversed(lacks(plan, name))},
         notes,
         [t for t in tasks if not t.task.stop],
-        [t for t in tasks if t.task.stop],
+        [t for t in tasks if t.task.stop and not (t.task.held and t.final is not None)],
     )
     slots = _slots(seen)
     if record.removing:
@@ -129,15 +130,41 @@ def look(state: State, view: View, plan: Plan, name: str, notes: Mapping[str, Sh
     phase = StackPhase.CONVERGING
     if not (lacking or seen.lacks or moving):
         phase = StackPhase.CONVERGED
-    blocked = [lack for lack in seen.lacks.values() if isinstance(lack, Blocked)]
-    if (failing or blocked) and not moving:
-        phase = StackPhase.FAILED
-        reasons = [_failure(t, seen) for t in failing]
-        text = "\n".join([*reasons, *(f"cannot place {b.slot}: {b.because}" for b in blocked)])
+    hopeless = [
+        *(_failure(t, seen) for t in failing),
+        *(f"cannot place {k.slot}: {k.because}" for k in seen.lacks.values() if _is_blocked(k)),
+        *_clashes(view, name),
+    ]
+    if hopeless and not moving:
+        phase, text = StackPhase.FAILED, "\n".join(hopeless)
     return Sight(
         Progress(view.now, text, phase, running, desired, slots),
         tuple(t.task.id for t in failing),
     )
+
+
+def behind(view: View, generation: int) -> list[str]:
+    """Ready nodes whose kernel does not have `generation` yet, each with what hinders it."""
+    return [
+        f"{node.record.name} is told" + "".join(f": {p}" for p in node.observed.problems[:1])
+        for node in view.nodes.values()
+        if node.state is NodeState.READY and node.observed and node.observed.applied < generation
+    ]
+
+
+def _clashes(view: View, stack: str) -> list[str]:
+    """Published ports of a stack that a node cannot hold, in the node's own words."""
+    return [
+        f"on {node.record.name}: {problem}"
+        for node in view.nodes.values()
+        if node.state is NodeState.READY and node.observed
+        for problem in node.observed.problems
+        if problem.startswith("cannot publish ") and f" for {stack}/" in problem
+    ]
+
+
+def _is_blocked(lack: Blocked | Waiting) -> bool:
+    return isinstance(lack, Blocked)
 
 
 def _slots(seen: _Look) -> tuple[SlotProgress, ...]:
@@ -184,11 +211,13 @@ def _without_task(lack: Blocked | Waiting) -> SlotProgress:
 
 def _moves(plan: Plan, stack: str) -> bool:
     """Whether the plan starts or stops anything of a stack."""
-    return any(isinstance(a, (StartTask, StopTask)) and a.stack == stack for a in plan.actions)
+    return any(
+        isinstance(a, (StartTask, ResumeTask, StopTask)) and a.stack == stack for a in plan.actions
+    )
 
 
 def _desired(record: StackRecord, seen: _Look) -> int:
-    services = record.stack.services
+    services = {n: s for n, s in record.stack.services.items() if n not in record.stopped}
     count = sum(ask.replicas(record, s) for s in services.values() if not ask.is_global(s))
     slots = {t.task.slot for t in seen.live} | set(seen.lacks)
     globals_ = {name for name, service in services.items() if ask.is_global(service)}

@@ -6,7 +6,7 @@ not. The controller commits what comes out under the next generation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from attrs import evolve
 
@@ -34,7 +34,7 @@ def with_stack(
         revision=before.revision + 1 if before else 1,
         updated=now,
         images={need.image: need for need in needs},
-        restart_tokens=before.restart_tokens if before else {},
+        restart_tokens=_resuming(before, before.stopped) if before else {},
     )
     networks = {
         name: evolve(known, internal=network.internal)
@@ -72,8 +72,19 @@ def stopped(record: StackRecord, services: Sequence[str]) -> StackRecord:
 
 def started(record: StackRecord, services: Sequence[str], now: float) -> StackRecord:
     """What failed before is tried again, too."""
-    out = set(record.stopped) - chosen_services(record, services)
-    return evolve(record, stopped=tuple(sorted(out)), updated=now)
+    chosen = chosen_services(record, services) & set(record.stopped)
+    return evolve(
+        record,
+        stopped=tuple(sorted(set(record.stopped) - chosen)),
+        restart_tokens=_resuming(record, chosen),
+        updated=now,
+    )
+
+
+def _resuming(record: StackRecord, services: Collection[str]) -> Mapping[str, int]:
+    """The stack's restart tokens once stopped services are to run again."""
+    tokens = record.restart_tokens
+    return {**tokens, **{name: tokens.get(name, 0) + 1 for name in services}}
 
 
 def restarted(state: State, record: StackRecord, services: Sequence[str]) -> State:

@@ -46,6 +46,7 @@ class Task:
     created: float
     stop: bool = False
     stop_reason: str = ""
+    held: bool = False  # with `stop`: by a user; it is kept, to be resumed in place
     addresses: Mapping[str, str] = field(factory=dict)  # network id -> address
     restart_token: int = 0
 
@@ -164,9 +165,26 @@ class StopTask:
     slot: str
     node_name: str
     because: str
+    hold: bool = False  # its container is kept for a later ResumeTask
 
     def __str__(self) -> str:
         return f"stop {self.slot} on {self.node_name}: {self.because}"
+
+
+@tagged
+@frozen
+class ResumeTask:
+    """Start the container of a held task again, where it is and as it is."""
+
+    task: str
+    stack: str
+    service: str
+    slot: str
+    node_name: str
+    because: str
+
+    def __str__(self) -> str:
+        return f"start {self.slot} on {self.node_name} again: {self.because}"
 
 
 @tagged
@@ -182,7 +200,9 @@ class RemoveTask:
         return f"remove ended {self.slot}: {self.because}"
 
 
-Action = CreateNetwork | RemoveNetwork | CreateVolume | StartTask | StopTask | RemoveTask
+Action = (
+    CreateNetwork | RemoveNetwork | CreateVolume | StartTask | StopTask | ResumeTask | RemoveTask
+)
 
 
 @frozen

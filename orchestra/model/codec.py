@@ -14,7 +14,7 @@ import enum
 import functools
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import attrs
@@ -42,26 +42,41 @@ def _fields(cls: type) -> tuple[tuple[str, Any, bool], ...]:
     )
 
 
+_PLAIN = frozenset((str, bool, int, float, type(None)))
+
+
 def to_json(value: Any) -> Any:
     """Return `value` as plain JSON data (dicts, lists, strings, numbers, booleans, None)."""
-    if value is None or isinstance(value, (str, bool, int, float)):
-        return value.value if isinstance(value, enum.Enum) else value
-    if isinstance(value, enum.Enum):
-        return value.value
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode("ascii")
-    if isinstance(value, Mapping):
-        return {str(to_json(k)): to_json(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [to_json(v) for v in value]
     cls: Any = type(value)
+    return value if cls in _PLAIN else _encoder(cls)(value)
+
+
+@functools.cache
+def _encoder(cls: Any) -> Callable[[Any], Any]:
+    """How values of exactly this class are written; found once, because records are many."""
+    if issubclass(cls, enum.Enum):
+        return lambda value: value.value
+    if issubclass(cls, (str, int, float)):
+        return lambda value: value
+    if issubclass(cls, bytes):
+        return lambda value: base64.b64encode(value).decode("ascii")
+    if issubclass(cls, Mapping):
+        return lambda value: {str(to_json(k)): to_json(v) for k, v in value.items()}
+    if issubclass(cls, (list, tuple, set, frozenset)):
+        return lambda value: [to_json(v) for v in value]
     if not attrs.has(cls):
         raise CodecError(f"cannot encode {cls.__name__}")
+    names = tuple(name for name, _, _ in _fields(cls))
     kind = getattr(cls, "__kind__", None)
-    out: dict[str, Any] = {"kind": kind} if kind else {}
-    for name, _, _ in _fields(cls):
-        out[name] = to_json(getattr(value, name))
-    return out
+
+    def encode(value: Any) -> Any:
+        out: dict[str, Any] = {"kind": kind} if kind else {}
+        for name in names:
+            item = getattr(value, name)
+            out[name] = item if type(item) in _PLAIN else to_json(item)
+        return out
+
+    return encode
 
 
 def from_json(cls: type[T], data: Any, where: str = "") -> T:

@@ -30,8 +30,8 @@ def is_global(service: Service) -> bool:
 
 
 def replicas(record: StackRecord, service: Service) -> int:
-    """How many slots a replicated service shall have: the file's number, or `scale`'s."""
-    if service.name in record.stopped or record.removing:
+    """How many slots a replicated service has: the file's number, or `scale`'s."""
+    if record.removing:
         return 0
     return record.scale.get(service.name, service.replicas)
 

@@ -21,6 +21,7 @@ from orchestra.model.cluster import (
     Plan,
     RemoveNetwork,
     RemoveTask,
+    ResumeTask,
     StackRecord,
     StartTask,
     StopTask,
@@ -67,6 +68,8 @@ def enact(state: State, plan: Plan, view: View) -> tuple[State, tuple[Blocked, .
                 draft.bind(action)
             case StopTask():
                 draft.stop(action)
+            case ResumeTask():
+                draft.resume(action)
             case RemoveTask():
                 draft.remove(action.task)
             case StartTask():
@@ -93,7 +96,7 @@ def absorb(state: State, view: View) -> State:
     ended = {}
     for task_id, record in state.tasks.items():
         report = reports.get(task_id)
-        if record.final is None and report is not None and is_final(report):
+        if record.final is None and report is not None and is_final(record, report):
             ended[task_id] = evolve(record, final=report, ended=view.now)
     return evolve(state, tasks={**state.tasks, **ended}) if ended else state
 
@@ -157,8 +160,25 @@ class _Draft:
         record = self.tasks[action.task]
         self.tasks[action.task] = evolve(
             record,
-            task=evolve(record.task, stop=True, stop_reason=action.because.split("\n")[0]),
+            task=evolve(
+                record.task,
+                stop=True,
+                stop_reason=action.because.split("\n")[0],
+                held=action.hold,
+            ),
             generation=self.generation,
+        )
+
+    def resume(self, action: ResumeTask) -> None:
+        """Its node starts a container again whose task has a higher restart token."""
+        record = self.tasks[action.task]
+        token = self.before.stacks[action.stack].restart_tokens.get(action.service, 0)
+        self.tasks[action.task] = evolve(
+            record,
+            task=evolve(record.task, stop=False, stop_reason="", held=False, restart_token=token),
+            generation=self.generation,
+            final=None,
+            ended=0.0,
         )
 
     def remove(self, task: str) -> None:

@@ -74,6 +74,7 @@ def come_true(state: State, view: View) -> tuple[State, View]:
 
 
 def _outcome(state: State, record: TaskRecord, before: ObservedTask | None) -> ObservedTask:
+    token = record.task.restart_token
     if record.task.stop:
         return ObservedTask(record.task.id, TaskState.SHUTDOWN, exit_code=0, final=True)
     if record.final is not None:
@@ -81,8 +82,10 @@ def _outcome(state: State, record: TaskRecord, before: ObservedTask | None) -> O
     if before is not None and before.serving:
         return before
     if _completes(state, record):
-        return ObservedTask(record.task.id, TaskState.COMPLETE, exit_code=0, final=True)
-    return ObservedTask(record.task.id, TaskState.RUNNING, started=1.0)
+        return ObservedTask(
+            record.task.id, TaskState.COMPLETE, exit_code=0, final=True, restart_token=token
+        )
+    return ObservedTask(record.task.id, TaskState.RUNNING, started=1.0, restart_token=token)
 
 
 def _completes(state: State, record: TaskRecord) -> bool:

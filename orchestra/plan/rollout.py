@@ -17,6 +17,7 @@ from orchestra.model.cluster import (
     CreateVolume,
     Difference,
     RemoveTask,
+    ResumeTask,
     StackRecord,
     StartTask,
     StopTask,
@@ -62,13 +63,16 @@ class Board:
         known = self.view.nodes.get(node)
         return known.record.name if known else node[:12]
 
-    def retire(self, record: TaskRecord, because: str) -> None:
-        """Stop a task, or forget it where nothing of it can be running."""
+    def retire(self, record: TaskRecord, because: str, hold: bool = False) -> None:
+        """Stop a task, or forget it where nothing of it can be running.
+
+        `hold`: its container stays, to be resumed.
+        """
         task = record.task
         if self.standing(record).runs and record.released:
             name = self.node_name(task.node)
             self.draft.actions.append(
-                StopTask(task.id, task.stack, task.service, task.slot, name, because)
+                StopTask(task.id, task.stack, task.service, task.slot, name, because, hold)
             )
         else:
             self.draft.actions.append(RemoveTask(task.id, task.slot, because))
@@ -110,8 +114,8 @@ class Rollout:
 
     def gate(self, condition: DependencyCondition) -> tuple[str, bool] | None:
         """Why a dependent may not start yet, and whether only a change can help; None = it may."""
-        name = self.service.name
-        if name in self.record.stopped:
+        if self.is_stopped:
+            name = self.service.name
             return f"{name} is stopped (`orchestra start {name}` starts it)", False
         for slot in self.slots:
             current = next((r for r in self.live.get(slot, ()) if self._matches(r)), None)
@@ -140,12 +144,15 @@ class Rollout:
         """Write this service's next steps into the draft; `rollouts` are those of its stack."""
         for records in self.stopping.values():
             for record in list(records):
-                if self.board.sweep(record):
+                if not self._kept(record) and self.board.sweep(record):
                     records.remove(record)
         for slot, records in self.live.items():
             if slot not in self.slots:
                 for record in records:
                     self.board.retire(record, self._superfluous(record))
+        if self.is_stopped:
+            self._hold()
+            return
         flux = 0
         dirty: list[tuple[bool, int, str, TaskRecord]] = []
         for slot, number in self.slots.items():
@@ -173,10 +180,10 @@ class Rollout:
     def _slots(self) -> dict[str, int]:
         """The slots that shall exist, with their numbers; of a global service one per node."""
         name = self.service.name
+        if self.record.removing:
+            return {}
         if not ask.is_global(self.service):
             return {f"{name}.{n}": n for n in range(1, ask.replicas(self.record, self.service) + 1)}
-        if name in self.record.stopped or self.record.removing:
-            return {}
         eligible = self.board.scheduler.eligible(
             self.demand, (Availability.ACTIVE, Availability.PAUSE)
         )
@@ -184,13 +191,62 @@ class Rollout:
         for node in eligible:
             slot = f"{name}.{node.record.name}"
             active = node.record.availability is Availability.ACTIVE
-            if slot in self.live or (node.state is NodeState.READY and active):
+            held = any(r.task.held for r in self.stopping.get(slot, ()))
+            if slot in self.live or held or (node.state is NodeState.READY and active):
                 slots[slot] = 0
-        if not eligible:
+        if not eligible and not self.is_stopped:
             self._block(name, self.board.scheduler.why_not(self.demand))
         return slots
 
+    def _hold(self) -> None:
+        """Stop what runs; the newest of each slot is kept if it is what `start` would make."""
+        because = f"{self.service.name} was stopped"
+        for slot, records in self.live.items():
+            if slot not in self.slots:
+                continue
+            for record in records:
+                if self.board.standing(record).runs:
+                    hold = record is records[0] and self._matches(record)
+                    self.board.retire(record, because, hold)
+
+    def _kept(self, record: TaskRecord) -> bool:
+        """Whether a task that a user stopped can still be resumed."""
+        task = record.task
+        if not task.held or task.slot not in self.slots or not self._matches(record):
+            return False
+        node = self.board.view.nodes.get(task.node)
+        return node is not None and (self.is_stopped or node.state is not NodeState.DOWN)
+
+    def _resume(
+        self, slot: str, number: int, held: TaskRecord, rollouts: Mapping[str, Rollout]
+    ) -> None:
+        """Start a stopped task where it is; elsewhere anew if its node cannot have it any more."""
+        node = held.task.node
+        if not stopped(held, self.board.view, self.board.reports):
+            self._wait(slot, "it is still stopping")
+            return
+        if not self._open(slot, rollouts):
+            return
+        leave = self.board.scheduler.stays(node, self.demand)
+        if not leave:
+            there = {**self._pinned().pinned, "its container": (node,)}
+            try:
+                self.board.scheduler.place(evolve(self.demand, pinned=there))
+            except NoNode:
+                leave = f"{self.board.node_name(node)} has no room for it any more"
+        if leave:
+            self._take_over(slot, number, held, leave)
+            return
+        task, name = held.task, self.board.node_name(node)
+        self.board.draft.actions.append(
+            ResumeTask(task.id, task.stack, task.service, slot, name, "it was started")
+        )
+
     def _fill(self, slot: str, number: int, rollouts: Mapping[str, Rollout]) -> bool:
+        held = next((r for r in self.stopping.get(slot, ()) if self._kept(r)), None)
+        if held is not None:
+            self._resume(slot, number, held, rollouts)
+            return False
         if self.stopping.get(slot):
             self._wait(slot, "its predecessor is stopping")
             return True
@@ -405,6 +461,11 @@ class Rollout:
         """Nothing of the service can start; what runs of it is left alone."""
         self._block(self.service.name, because)
 
+    @property
+    def is_stopped(self) -> bool:
+        """A user stopped the service (`orchestra stop`)."""
+        return self.service.name in self.record.stopped
+
     # --- small questions -----------------------------------------------------------------
 
     def _demand(self) -> Demand:
@@ -447,8 +508,6 @@ class Rollout:
         name = self.service.name
         if self.record.removing:
             return "its stack is being removed"
-        if name in self.record.stopped:
-            return f"{name} was stopped"
         if ask.is_global(self.service):
             leave = self.board.scheduler.stays(record.task.node, self.demand)
             return leave or "its node has no such slot"

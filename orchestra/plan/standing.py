@@ -33,15 +33,16 @@ class Standing(enum.Enum):
         return self not in (Standing.DONE, Standing.FAILED, Standing.LOST)
 
 
-def is_final(report: ObservedTask) -> bool:
-    """No further attempt will come from the node by itself."""
-    return report.state in TERMINAL and report.final
+def is_final(record: TaskRecord, report: ObservedTask) -> bool:
+    """No further attempt will come from the node by itself, nor was one asked for since."""
+    asked = report.restart_token < record.task.restart_token and not record.task.stop
+    return report.state in TERMINAL and report.final and not asked
 
 
 def standing(record: TaskRecord, view: View, reports: Mapping[str, ObservedTask]) -> Standing:
     """Return how a task stands; a final report that was stored outlives its node."""
     report = record.final or reports.get(record.task.id)
-    if report is not None and is_final(report):
+    if report is not None and is_final(record, report):
         return Standing.DONE if report.state is TaskState.COMPLETE else Standing.FAILED
     node = view.nodes.get(record.task.node)
     if node is None or node.state is NodeState.DOWN:

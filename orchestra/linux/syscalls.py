@@ -149,19 +149,39 @@ def pidfd_send_signal(pidfd: int, number: int) -> None:
     signal.pidfd_send_signal(pidfd, number)
 
 
-def pidfd_exit_status(pidfd: int) -> int | None:
-    """Exit status (as wait(2) encodes it) of a process that anybody has reaped; None if not yet.
+def exit_status(pid: int, pidfd: int) -> int | None:
+    """Exit status (as wait(2) encodes it) of a process that is not our child; None if unknown.
 
-    ioctl PIDFD_GET_INFO with PIDFD_INFO_EXIT, kernel >= 6.15; older kernels raise OSError
-    (ENOTTY or EINVAL).
+    A zombie tells it in /proc/PID/stat, until its parent reaps it; a reaped process by the ioctl
+    PIDFD_GET_INFO with PIDFD_INFO_EXIT, which needs kernel >= 6.15. To be asked once `pidfd` is
+    readable: None then means that an older kernel's process was reaped before we looked.
     """
+    status = _status_of_zombie(pid, pidfd)
+    return _status_after_reaping(pidfd) if status is None else status
+
+
+def _status_of_zombie(pid: int, pidfd: int) -> int | None:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        with open(f"/proc/self/fdinfo/{pidfd}") as file:
+            still = f"Pid:\t{pid}\n" in file.read()  # -1 once it is reaped: then stat may lie
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(fields[49]) if still and fields[0] == b"Z" else None
+
+
+def _status_after_reaping(pidfd: int) -> int | None:
     wanted = 1 << 3  # PIDFD_INFO_EXIT
     info = bytearray(72)  # struct pidfd_info as of 6.15, without later fields
     struct.pack_into("=Q", info, 0, wanted)
     request = (3 << 30) | (len(info) << 16) | (0xFF << 8) | 11
-    fcntl.ioctl(pidfd, request, info)
+    try:
+        fcntl.ioctl(pidfd, request, info)
+    except OSError:  # ENOTTY or EINVAL before 6.15; ESRCH between the death and the reaping
+        return None
     (mask,) = struct.unpack_from("=Q", info, 0)
-    return struct.unpack_from("=i", info, 60)[0] if mask & wanted else None
+    return int(struct.unpack_from("=i", info, 60)[0]) if mask & wanted else None
 
 
 def setns(fd: int, flags: int) -> None:

@@ -29,7 +29,7 @@ from orchestra.linux.cgroups import (
     find_hierarchy,
     group_of,
 )
-from orchestra.linux.syscalls import pidfd_exit_status, pidfd_open, pidfd_send_signal
+from orchestra.linux.syscalls import exit_status, pidfd_open, pidfd_send_signal
 from orchestra.model.codec import from_json, to_json
 from orchestra.model.container import ContainerSpec, ExecSpec
 from orchestra.model.errors import Conflict, Failed, Invalid, NotFound, StartFailed, Unavailable
@@ -42,14 +42,13 @@ from orchestra.runtime.log import STDERR, STDOUT, Log, LogRecord, OpenLog, follo
 from orchestra.runtime.shim import boot_id, start_time
 from orchestra.runtime.spawn import start_shim
 from orchestra.runtime.stdin import Stdin, close_watched, write_all
-from orchestra.runtime.volumes import write_durably
 
 _log = logging.getLogger(__name__)
 _STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
 _PIPE_SIZE = 256 << 10
 _FULL_DISK_RETRY = 1.0  # seconds
 _EXEC = "exec/"
-_CODE_PATIENCE = 5.0  # seconds for PID 1 to reap what a dead shim left
+_CODE_PATIENCE = 1.0  # seconds between a death and its status (kernel < 6.15: it may be gone)
 _FREEZE_PATIENCE = 10.0
 _SHIM_RETRY = 1.0
 
@@ -290,16 +289,12 @@ class Runtime:
             await trio.lowlevel.wait_readable(live.pidfd)
         except trio.ClosedResourceError:
             return
-        record = f"{self._paths.container_run(live.id)}/process"
-        code, at = _recorded_end(record)
+        code, at = _recorded_end(f"{self._paths.container_run(live.id)}/process")
         deadline = trio.current_time() + _CODE_PATIENCE
         while code is None and trio.current_time() < deadline:
-            try:
-                status = pidfd_exit_status(live.pidfd)
-            except OSError:  # kernel < 6.15
-                break
+            status = exit_status(live.pid, live.pidfd)
             if status is None:
-                await trio.sleep(0.01)  # not reaped yet: poll() wakes at death already
+                await trio.sleep(0.01)
                 continue
             code = os.waitstatus_to_exitcode(status)
             code = code if code >= 0 else 128 - code
@@ -336,18 +331,42 @@ class Runtime:
         lowers: Sequence[str],
         volumes: Mapping[str, str],
     ) -> None:
-        """Write the definition down, durably. `lowers`: layer directories, topmost first;
-        `volumes`: mount target -> host directory. Invalid for what can never run."""
+        """Write the definition down. `lowers`: layer directories, topmost first; `volumes`: mount
+        target -> host directory. Invalid for what can never run.
+
+        It outlives our death, not a power cut: whoever keeps the record `repair`s it after one.
+        """
         bundle.check(spec, volumes)
         if not lowers:
             raise Invalid("the image has no layers")
         definition = Definition(spec, tuple(lowers), dict(volumes))
+        os.mkdir(self._paths.container(container_id), 0o700)
+        self._write_down(container_id, definition)
+
+    def repair(
+        self,
+        container_id: str,
+        spec: ContainerSpec,
+        lowers: Sequence[str],
+        volumes: Mapping[str, str],
+    ) -> None:
+        """Make what the last power cut took of a container that was created before it."""
+        try:
+            self._definition(container_id)
+        except (NotFound, ValueError):
+            os.makedirs(self._paths.container(container_id), 0o700, exist_ok=True)
+            self._write_down(container_id, Definition(spec, tuple(lowers), dict(volumes)))
+
+    def _write_down(self, container_id: str, definition: Definition) -> None:
         directory = self._paths.container(container_id)
-        os.mkdir(directory, 0o700)
         for name in ("upper", "work"):
-            os.mkdir(f"{directory}/{name}", 0o755)
-        content = json.dumps(to_json(definition)).encode()
-        write_durably(f"{directory}/definition.json", content)
+            os.makedirs(f"{directory}/{name}", 0o755, exist_ok=True)
+        path = f"{directory}/definition.json"
+        with open(
+            os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
+        ) as file:
+            json.dump(to_json(definition), file)
+        os.rename(f"{path}.new", path)
         self._definitions[container_id] = definition
 
     async def start(self, container_id: str, netns: int | None, etc: EtcFiles) -> int:

@@ -11,7 +11,6 @@ found by what it is; names only say which member is meant.
 from __future__ import annotations
 
 import contextlib
-import os
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -113,6 +112,7 @@ class _Members:
         self._files: dict[str, _Member] = {}
         self._links: dict[str, str] = {}
         self._by_digest: dict[Digest, _Member] = {}
+        self._published: set[Digest] = set()
 
     def take(self, chunks: Iterator[bytes], stack: contextlib.ExitStack) -> None:
         reader = TarReader(chunks)
@@ -162,9 +162,8 @@ class _Members:
     def text(self, member: _Member, limit: int, what: str) -> bytes:
         if member.blob.size > limit:
             raise Invalid(f"{what} is larger than {limit} bytes")
-        path = member.blob.path
-        if not os.path.exists(path):  # published since
-            path = self._store.blob_path(member.digest)
+        published = member.digest in self._published
+        path = self._store.blob_path(member.digest) if published else member.blob.path
         with open(path, "rb") as file:
             return file.read()
 
@@ -191,9 +190,10 @@ class _Members:
             raise Invalid(f"blob {digest} is not of the {descriptor.size} bytes its manifest says")
 
     def publish(self, member: _Member) -> None:
-        self._pins.add(member.digest)
-        if not self._store.has_blob(member.digest):
+        """Give a file its name in the store; it takes the place of one that may be damaged."""
+        if member.digest not in self._published:
             self._store.publish(member.blob, member.digest, self._pins)
+            self._published.add(member.digest)
 
     def put(self, data: bytes) -> Digest:
         return self._store.put(data, self._pins)

@@ -1,8 +1,9 @@
 """`--change` instructions: Dockerfile lines that change an image's configuration.
 
-CMD, ENTRYPOINT, ENV, EXPOSE, LABEL, USER, VOLUME, WORKDIR, STOPSIGNAL and HEALTHCHECK, in the exec
-form (a JSON array) or the shell form, as the Dockerfile reference has them; values are taken as
-they are, without substitution of variables. Pure: text and a configuration to a configuration.
+CMD, ENTRYPOINT, ENV, EXPOSE, HEALTHCHECK, LABEL, ONBUILD, STOPSIGNAL, USER, VOLUME and WORKDIR
+(what `docker import` takes), in the exec form (a JSON array) or the shell form, as the Dockerfile
+reference has them; values are taken as they are, without substitution of variables. Pure: text and
+a configuration to a configuration.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from orchestra.model.service import Healthcheck
 
 _SHELL = ("/bin/sh", "-c")
 _PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?", re.ASCII | re.IGNORECASE)
+_REALTIME = re.compile(r"SIGRTMIN\+([1-9]|1[0-5])|SIGRTMAX-([1-9]|1[0-4])", re.ASCII)
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", re.ASCII)
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -114,6 +116,13 @@ def _expose(config: ImageConfig, text: str) -> ImageConfig:
     return evolve(config, exposed_ports=tuple(dict.fromkeys(ports)))
 
 
+def _onbuild(config: ImageConfig, text: str) -> ImageConfig:
+    word = text.split(None, 1)[0].upper()
+    if word in ("FROM", "MAINTAINER", "ONBUILD"):
+        raise ValueError(f"ONBUILD may not hold {word}")
+    return evolve(config, onbuild=(*config.onbuild, text))
+
+
 def _user(config: ImageConfig, text: str) -> ImageConfig:
     if len(text.split()) != 1:
         raise ValueError("USER takes one word, user or user:group")
@@ -143,7 +152,7 @@ def _stopsignal(config: ImageConfig, text: str) -> ImageConfig:
             raise ValueError(f"{text!r} is no signal number (1 to 64)")
     else:
         name = name if name.startswith("SIG") else f"SIG{name}"
-        if name not in signal.Signals.__members__:
+        if name not in signal.Signals.__members__ and not _REALTIME.fullmatch(name):
             raise ValueError(f"{text!r} is no signal")
     return evolve(config, stop_signal=name)
 
@@ -206,6 +215,7 @@ _INSTRUCTIONS: Mapping[str, Callable[[ImageConfig, str], ImageConfig]] = {
     "EXPOSE": _expose,
     "HEALTHCHECK": _healthcheck,
     "LABEL": _label,
+    "ONBUILD": _onbuild,
     "STOPSIGNAL": _stopsignal,
     "USER": _user,
     "VOLUME": _volume,

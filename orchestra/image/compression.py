@@ -2,8 +2,8 @@
 
 A stream is an iterator of byte strings. Output comes in bounded pieces whatever the input expands
 to, so that a bomb costs time but no memory; damaged input is Invalid. isal and backports.zstd ride
-along where they can: without the first zlib does the work, without the second zstd streams are refused
-with the remedy. Magic numbers: RFC 1952, RFC 8878, xz-file-format.txt, bzip2's manual.
+along where they can: without the first zlib does the work, without the second zstd streams are
+refused with the remedy. Magic numbers: RFC 1952, RFC 8878, xz-file-format.txt, bzip2's manual.
 """
 
 from __future__ import annotations

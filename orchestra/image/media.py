@@ -46,6 +46,7 @@ _ARCHITECTURES = {
     "i686": ("386", ""),
 }
 _SECOND = 1_000_000_000
+_SHOWN = 12  # platforms in a message
 
 
 @frozen
@@ -206,7 +207,9 @@ def select_platform(index: Index, wanted: Platform, what: str) -> Descriptor:
         return fitting[0]
     if len(images) == 1 and images[0].platform is None:
         return images[0]
-    offered = ", ".join(str(d.platform or "no platform") for d in images) or "nothing"
+    platforms = list(dict.fromkeys(str(d.platform or "no platform") for d in images))
+    more = ["..."] if len(platforms) > _SHOWN else []
+    offered = ", ".join(platforms[:_SHOWN] + more) or "nothing"
     raise Invalid(f"{what} has no image for {wanted}; it offers {offered}")
 
 

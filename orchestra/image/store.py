@@ -236,12 +236,10 @@ class Store:
 
     def put(self, data: bytes, pins: Pins) -> Digest:
         """Store a small blob; its digest."""
-        digest = Digest.of(data)
-        pins.add(digest)
-        if not self.has_blob(digest):
-            with self.incoming(size=len(data)) as blob:
-                blob.write(data)
-                self.publish(blob, blob.finish(), pins)
+        with self.incoming(size=len(data)) as blob:
+            blob.write(data)
+            digest = blob.finish()
+            self.publish(blob, digest, pins)
         return digest
 
     def wait_for_image(self, digest: Digest) -> None:

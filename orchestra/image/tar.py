@@ -280,7 +280,10 @@ def _verify_extents(
 
 
 def _verify_checksum(block: bytes) -> None:
-    said = _number(block[148:156])
+    try:
+        said = _number(block[148:156])
+    except Invalid:
+        said = -1
     rest = block[:148] + block[156:]
     if said == sum(rest) + 256:
         return

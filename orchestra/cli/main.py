@@ -27,7 +27,13 @@ VERBS: dict[str, tuple[str, str]] = {
     "stop": ("stack_services", "stop services; their volumes and ports are kept"),
     "start": ("stack_services", "start services that `stop` stopped"),
     "restart": ("stack_services", "restart services in place"),
+    "kill": ("stack_kill", "send a signal to running tasks"),
     "scale": ("stack_scale", "set the number of replicas of services"),
+    "top": ("stack_top", "show the processes of the stack's tasks"),
+    "port": ("stack_port", "show where a service's port answers"),
+    "images": ("stack_images", "list the images of the stack's services"),
+    "events": ("stack_events", "watch what is done for the stack"),
+    "ls": ("stack_ls", "list the stacks of the cluster"),
     "version": ("version", "show the versions of client, controller and agents"),
 }
 
@@ -44,8 +50,24 @@ NOUNS: dict[str, tuple[str, str]] = {
 # Run by other processes of ours, not shown: each is an entry point of `cli.serve`.
 PROCESSES = ("session", "serve-controller", "resolver")
 
-# Words that mean something else outside a stack's folder.
-MEANT = {"run": "container run", "build": "image build", "images": "image ls"}
+# Verbs of compose that are not served yet, and what does the same meanwhile.
+UNSERVED: dict[str, str] = {
+    "attach": "`orchestra logs -f SERVICE` shows the output, `orchestra exec SERVICE sh` goes in",
+    "build": "build elsewhere and `orchestra image load` the archive",
+    "commit": "`orchestra image import` makes an image of a root file system",
+    "cp": "`orchestra exec -T SERVICE tar -c PATH | tar -x`, and the other way round",
+    "create": "`orchestra up --detach` creates and starts",
+    "pause": "`orchestra container pause --node NODE CONTAINER` pauses one",
+    "pull": "`orchestra image load` an archive; `up` brings it to the nodes that need it",
+    "push": "`orchestra image save` writes an archive that any registry tool can push",
+    "rm": "`orchestra down` removes the stack, `orchestra scale SERVICE=0` one service's tasks",
+    "rollback": "`orchestra up` with the former files goes back",
+    "run": "`orchestra exec SERVICE COMMAND` runs a command in a running task",
+    "stats": "`orchestra top` shows the processes",
+    "unpause": "`orchestra container unpause --node NODE CONTAINER` goes on with one",
+    "wait": "`orchestra up` waits until one-shot services have completed",
+    "watch": "`orchestra up` again applies what has changed",
+}
 
 
 def overview() -> str:
@@ -149,8 +171,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def unknown(word: str) -> str:
     """What to say of a word that is no command."""
-    if word in MEANT:
-        return f"{word!r} is not served yet; did you mean `orchestra {MEANT[word]}`?"
+    if word in UNSERVED:
+        return f"{word!r} is not served yet: {UNSERVED[word]}"
     import difflib
 
     near = difflib.get_close_matches(word, [*VERBS, *NOUNS], n=1)

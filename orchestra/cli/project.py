@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from orchestra.model.errors import Invalid
+from orchestra.model.errors import Invalid, NotFound
 
 if TYPE_CHECKING:
     from orchestra.api.blocking import ClusterClient
     from orchestra.compose.load import Loaded
+    from orchestra.model.cluster import TaskStatus
 
 
 def load(args: argparse.Namespace) -> Loaded:
@@ -65,6 +67,20 @@ def cluster(args: argparse.Namespace) -> ClusterClient:
     from orchestra.cli import session
 
     return ClusterClient(session.connect(args))
+
+
+def services(
+    client: ClusterClient, stack: str, tasks: Sequence[TaskStatus], wanted: Sequence[str]
+) -> set[str]:
+    """The wanted services, or all that have tasks. NotFound says which services there are."""
+    known = {task.service for task in tasks}
+    if set(wanted) - known:  # one without tasks is stopped, or does not exist
+        known |= set(client.stack(stack).stack.services)
+    unknown = ", ".join(sorted(set(wanted) - known))
+    if unknown:
+        there = ", ".join(sorted(known))
+        raise NotFound(f"stack {stack} has no service {unknown}; it has: {there}")
+    return set(wanted) or known
 
 
 def refuse_relative_binds(loaded: Loaded) -> None:

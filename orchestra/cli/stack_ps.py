@@ -47,17 +47,17 @@ def run(args: argparse.Namespace) -> int:
     name = project.stack_name(args)
     client = project.cluster(args)
     try:
-        tasks = client.tasks(name)
+        found = client.tasks(name)
+        services = project.services(client, name, found, args.services)
     except NotFound:
-        tasks = ()
+        if args.services:
+            raise
+        found, services = (), set()
         print(f"stack {name} is not up; `orchestra up` starts it", file=sys.stderr)
-    unknown = set(args.services) - {t.service for t in tasks}
-    if tasks and unknown:
-        raise NotFound(f"stack {name} has no service {', '.join(sorted(unknown))}")
-    tasks = [t for t in tasks if not args.services or t.service in args.services]
-    if not args.all:
-        tasks = [t for t in tasks if t.desired == "running"]
-    tasks.sort(key=lambda t: (t.service, t.slot, -t.created))
+    tasks = sorted(
+        (t for t in found if t.service in services and (args.all or t.desired == "running")),
+        key=lambda t: (t.service, t.slot, -t.created),
+    )
     if args.quiet:
         for task in tasks:
             if task.container:

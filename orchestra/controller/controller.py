@@ -22,7 +22,7 @@ from orchestra.controller.apply import Assembler
 from orchestra.controller.events import Events
 from orchestra.controller.last_lines import last_lines
 from orchestra.controller.link import Connect, Link, Silence, Wanted
-from orchestra.controller.progress import look
+from orchestra.controller.progress import behind, look
 from orchestra.controller.rows import task_rows
 from orchestra.controller.ship import Ship, Shipping
 from orchestra.controller.store import Store, new_state
@@ -485,6 +485,7 @@ class Controller:
         assert self._shipping is not None and self._removals is not None
         told: dict[str, SlotProgress] = {}
         text = ""
+        goal = 0  # the generation that every node shall have before the stack is called up
         while True:
             moved = self._moved
             self._refuse_orphaned()
@@ -494,6 +495,13 @@ class Controller:
                 line = sight.progress
                 if name in self._removals.texts:
                     line = evolve(line, text=self._removals.texts[name])
+                if line.phase is StackPhase.CONVERGED:
+                    goal = goal or self._state.generation
+                    late = behind(self._view(), goal)
+                    if late:
+                        line = evolve(line, phase=StackPhase.CONVERGING, text="; ".join(late))
+                else:
+                    goal = 0
                 ended = line.phase in ENDS
                 slots = {s.slot: s for s in line.slots}
                 line = evolve(line, slots=_changes(told, slots))

@@ -14,7 +14,7 @@ from orchestra.model.cluster import Blocked, Plan, StackRecord, TaskStatus, Wait
 from orchestra.model.node import ObservedTask, TaskState
 from orchestra.model.service import PortMode, Service
 from orchestra.plan.enact import port_key
-from orchestra.plan.standing import Standing, standing
+from orchestra.plan.standing import Standing, is_final, standing
 from orchestra.plan.state import State, TaskRecord, View
 
 
@@ -100,6 +100,7 @@ def _row(
         health=report.health if report else None,
         exit_code=report.exit_code if report else None,
         error=(report.error if report else "") or str(notes.get(task.task.id, "")),
+        final=report is not None and is_final(task, report),
         restarts=report.restarts if report else 0,
         created=task.task.created,
         started=report.started if report else 0.0,

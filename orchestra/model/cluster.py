@@ -68,6 +68,7 @@ class TaskStatus:
     health: HealthStatus | None = None
     exit_code: int | None = None
     error: str = ""  # also why it waits
+    final: bool = False  # it ended, and its node will not start it again
     restarts: int = 0
     created: float = 0.0
     started: float = 0.0

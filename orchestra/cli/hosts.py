@@ -18,7 +18,8 @@ from attrs import evolve, frozen
 from orchestra.api.blocking import ClusterClient
 from orchestra.cli import context, session
 from orchestra.cli.context import Context
-from orchestra.controller import bootstrap, inventory
+from orchestra.controller import bootstrap, home, inventory
+from orchestra.controller.login import Report
 from orchestra.controller.reach import read_target as read_target
 from orchestra.controller.reach import run_with_ssh
 from orchestra.model.errors import Conflict, Invalid, NotFound, Unavailable
@@ -51,7 +52,7 @@ class Trust:
         return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def report(name: str) -> bootstrap.Report:
+def report(name: str) -> Report:
     return lambda text: print(f"{name}: {text}", file=sys.stderr)
 
 
@@ -144,12 +145,12 @@ def _again(before: InventoryNode, now: InventoryNode, keep_key: bool) -> Invento
 
 
 def _for_controller(cluster: Context, node: InventoryNode) -> InventoryNode:
-    return bootstrap.as_seen_by_controller(node) if cluster.controller else node
+    return home.as_seen_by_controller(node) if cluster.controller else node
 
 
 def _comment(cluster: Context) -> str:
     """What marks the controller's key on the nodes; "" where the session is the controller."""
-    return bootstrap.key_comment(cluster.name) if cluster.controller else ""
+    return home.key_comment(cluster.name) if cluster.controller else ""
 
 
 def add_all(cluster: Context, nodes: Sequence[InventoryNode]) -> list[bootstrap.Added]:
@@ -212,22 +213,19 @@ def label(cluster: Context, name: str, labels: dict[str, str | None]) -> None:
 # --- controllers ----------------------------------------------------------------------------
 
 
-def install_controller(cluster: Context, home: str) -> Context:
+def install_controller(cluster: Context, name: str) -> Context:
     """Move the cluster's controller to a node, or upgrade it there."""
-    node = find(cluster, home)
-    if cluster.controller not in ("", home):
+    node = find(cluster, name)
+    if cluster.controller not in ("", name):
         raise Conflict(
-            f"the controller of {cluster.name} lives on {cluster.controller}; "
-            "`orchestra controller uninstall` first, then install it here and run "
-            "`orchestra cluster adopt`"
+            f"the controller of {cluster.name} lives on {cluster.controller}; `orchestra "
+            f"controller uninstall` first, then install it on {name}"
         )
     nodes = inventory.load(cluster.inventory)
-    tell = report("controller")
     session.stop(cluster)  # two controllers on the same nodes would be two minds
-    key = over_ssh(cluster, bootstrap.install_controller(cluster.name, node, nodes, report=tell))
-    moved = evolve(cluster, controller=home, controller_key=key)
+    work = home.install_controller(cluster.name, node, nodes, report=report("controller"))
+    moved = evolve(cluster, controller=name, controller_key=over_ssh(cluster, work))
     context.save(moved)
-    session.stop(cluster)
     return moved
 
 
@@ -235,10 +233,10 @@ def uninstall_controller(cluster: Context) -> list[str]:
     """Go back to the CLI's own session; nodes where the controller's key could not be removed."""
     if not cluster.controller:
         raise Invalid(f"cluster {cluster.name} has no controller on a node")
-    home = find(cluster, cluster.controller)
+    node = find(cluster, cluster.controller)
     nodes = inventory.load(cluster.inventory)
     session.stop(cluster)
-    unreached = over_ssh(cluster, bootstrap.uninstall_controller(cluster.name, home, nodes))
+    unreached = over_ssh(cluster, home.uninstall_controller(cluster.name, node, nodes))
     context.save(evolve(cluster, controller="", controller_key=""))
     return unreached
 

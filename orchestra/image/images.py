@@ -220,7 +220,7 @@ class Images:
                         blob.write(piece)
                     found = blob.finish()
                     if found != wanted:
-                        raise Invalid(f"blob {wanted} arrived as {found}")
+                        raise Invalid(f"it arrived as {found}")
                     self._store.publish(blob, wanted, pins)
                     self._store.wait_for_image(wanted)
 

@@ -171,7 +171,10 @@ class Images(Protocol):
         """Load a docker-archive or OCI archive (maybe compressed); the loaded names, or ids."""
         ...
 
-    def save(self, refs: Sequence[str]) -> AsyncIterator[bytes]: ...
+    def save(self, refs: Sequence[str]) -> AsyncIterator[bytes]:
+        """One archive of the images; NotFound before the first byte."""
+        ...
+
     async def import_rootfs(
         self, chunks: AsyncIterator[bytes], name: str, changes: Sequence[str], message: str = ""
     ) -> str:

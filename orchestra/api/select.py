@@ -10,8 +10,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from attrs import evolve
+
 from orchestra.api.call import Filters, flag
 from orchestra.api.render import is_running
+from orchestra.api.words import moment
 from orchestra.model.assignment import AssignedNetwork
 from orchestra.model.container import Container, ContainerStatus, Image, LocalVolume
 from orchestra.model.errors import Invalid, NotFound
@@ -164,14 +167,18 @@ def _named(everything: Sequence[Container], ref: str) -> Container:
     raise NotFound(f"No such container: {ref}")
 
 
-def images(everything: Sequence[Image], filters: Filters) -> list[Image]:
-    """The images of `docker images`, newest first."""
+def images(everything: Sequence[Image], filters: Filters, now: float) -> list[Image]:
+    """The images of `docker images`, newest first; of `reference` their names that fit."""
+    wanted = filters.get("reference", ())
 
     def find(ref: str) -> Image:
         for image in everything:
             if image_key(ref) in image.names or image.id.removeprefix("sha256:").startswith(ref):
                 return image
         raise NotFound(f"No such image: {ref}")
+
+    def fitting(image: Image) -> tuple[str, ...]:
+        return tuple(n for n in image.names if any(reference_fits(n, w) for w in wanted))
 
     def fits(image: Image) -> bool:
         for key, values in filters.items():
@@ -181,19 +188,18 @@ def images(everything: Sequence[Image], filters: Filters) -> list[Image]:
                 return False
             if key == "dangling" and flag(values[-1]) != (not image.names):
                 return False
-            if key == "reference" and not any(
-                reference_fits(name, pattern) for name in image.names for pattern in values
-            ):
+            if key == "reference" and not fitting(image):
                 return False
             if key == "before" and not any(image.created < find(v).created for v in values):
                 return False
             if key == "since" and not any(image.created > find(v).created for v in values):
                 return False
-            if key == "until" and not any(image.created < float(v) for v in values):
+            if key == "until" and not any(image.created < moment(v, now) for v in values):
                 return False
         return True
 
-    return sorted(filter(fits, everything), key=lambda i: i.created, reverse=True)
+    found = sorted(filter(fits, everything), key=lambda i: i.created, reverse=True)
+    return [evolve(i, names=fitting(i)) for i in found] if wanted else found
 
 
 def reference_fits(name: str, pattern: str) -> bool:

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import time
+from datetime import UTC, datetime
+
+from orchestra.model.errors import Invalid
 
 NEVER = "0001-01-01T00:00:00Z"
+_AGO = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", re.ASCII)
+
+
+def moment(text: str, now: float) -> float:
+    """Unix seconds of what a filter names: a Unix time, RFC 3339 (in part), or "1h30m" ago."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    if text and (ago := _AGO.fullmatch(text)):
+        hours, minutes, seconds = (int(part or 0) for part in ago.groups())
+        return now - hours * 3600 - minutes * 60 - seconds
+    try:
+        then = datetime.fromisoformat(text)
+    except ValueError:
+        raise Invalid(
+            f"{text!r} is no time: write Unix seconds, 2026-01-31T12:00:00 or 1h30m (ago)"
+        ) from None
+    return (then if then.tzinfo else then.replace(tzinfo=UTC)).timestamp()
 
 
 def rfc3339(seconds: float) -> str:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from orchestra.cli.engine import images
 from orchestra.cli.table import ago, show
-from orchestra.model.errors import Failed, NotFound
+from orchestra.model.errors import Conflict, Failed, Invalid, NotFound, Unavailable
 
 CHUNK = 1 << 20
 
@@ -36,7 +37,14 @@ def register(subparsers: Any) -> None:
     rootfs.add_argument("name", metavar="NAME")
     listing = command("ls", run_ls, "list images")
     listing.add_argument("-q", "--quiet", action="store_true", help="ids only")
+    listing.add_argument("--no-trunc", action="store_true", help="whole ids")
+    listing.add_argument("--digests", action="store_true", help="digests of the manifests too")
+    listing.add_argument(
+        "-f", "--filter", action="append", default=[], metavar="KEY=VALUE",
+        help="dangling, label, before, since, reference or until (several times)",
+    )  # fmt: skip
     listing.add_argument("--format", choices=("table", "json"), default="table")
+    listing.add_argument("reference", nargs="?", metavar="REPOSITORY[:TAG]")
     remove = command("rm", run_rm, "remove images or names")
     remove.add_argument("-f", "--force", action="store_true")
     remove.add_argument("names", nargs="+", metavar="IMAGE")
@@ -92,14 +100,27 @@ def run_load(args: argparse.Namespace) -> int:
     if args.input is None and sys.stdin.isatty():
         print("orchestra image load: give an archive with --input or on stdin", file=sys.stderr)
         return 2
-    for sentence in images(args).load(chunks(args.input, not args.quiet)):
-        print(sentence)
+    with about(args.input):
+        for sentence in images(args).load(chunks(args.input, not args.quiet)):
+            print(sentence)
     return 0
 
 
+@contextmanager
+def about(path: str | None) -> Iterator[None]:
+    """Errors name the file: an archive's images have no names before all of it was read."""
+    try:
+        yield
+    except (Failed, Invalid, Unavailable) as error:
+        if path in (None, "-"):
+            raise
+        raise type(error)(f"{path}: {error}") from None
+
+
 def run_import(args: argparse.Namespace) -> int:
-    body = chunks(args.file, True)
-    print(images(args).import_rootfs(body, args.name, args.change, args.message))
+    with about(args.file):
+        body = chunks(args.file, True)
+        print(images(args).import_rootfs(body, args.name, args.change, args.message))
     return 0
 
 
@@ -112,35 +133,64 @@ def megabytes(size: int) -> str:
 
 
 def run_ls(args: argparse.Namespace) -> int:
-    found = images(args).images()
+    filters: dict[str, list[str]] = {}
+    for text in args.filter:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise Invalid(f"cannot filter by {text!r}: write KEY=VALUE, like dangling=true")
+        filters.setdefault(key, []).append(value)
+    if args.reference:
+        filters.setdefault("reference", []).append(args.reference)
+    found = images(args).images(filters)
+    shown = (lambda identity: identity) if args.no_trunc else short
     if args.quiet:
         for identity in dict.fromkeys(image["Id"] for image in found):
-            print(short(identity))
+            print(shown(identity))
         return 0
-    if args.format == "json":
-        print(json.dumps(found, indent=2))
-        return 0
-    rows = [
-        {
-            "image": name,
-            "image_id": short(image["Id"]),
-            "created": ago(image["Created"]),
-            "size": megabytes(image["Size"]),
-        }
-        for image in found
-        for name in image["RepoTags"] or ["<none>:<none>"]
-    ]
-    show(rows, ("image", "image_id", "created", "size"))
+    rows = [row for image in found for row in rows_of(image)]
+    if args.format == "table":
+        for row in rows:
+            row["image_id"] = shown(row.pop("id"))
+            row["created"] = ago(row["created"])
+            row["size"] = megabytes(row["size"])
+    digest = ("digest",) if args.digests else ()
+    show(rows, ("repository", "tag", *digest, "image_id", "created", "size"), args.format)
     return 0
+
+
+def rows_of(image: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """An image's rows: one for each name, `<none>` for an image without any."""
+    digests = dict(text.rpartition("@")[::2] for text in image["RepoDigests"] or ())
+    rows = []
+    for name in image["RepoTags"] or ["<none>:<none>"]:
+        repository, _, tag = name.rpartition(":")
+        rows.append(
+            {
+                "repository": repository,
+                "tag": tag,
+                "digest": digests.get(repository, "<none>"),
+                "id": image["Id"],
+                "created": image["Created"],
+                "size": image["Size"],
+            }
+        )
+    return rows
 
 
 def run_rm(args: argparse.Namespace) -> int:
     client = images(args)
+    code = 0
     for name in args.names:
-        for entry in client.remove_image(name, args.force):
+        try:
+            gone = client.remove_image(name, args.force)
+        except (NotFound, Conflict) as error:
+            print(f"orchestra: {error}", file=sys.stderr)
+            code = 1
+            continue
+        for entry in gone:
             for verb, what in entry.items():
                 print(f"{verb}: {what}")
-    return 0
+    return code
 
 
 def run_tag(args: argparse.Namespace) -> int:

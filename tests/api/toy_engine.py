@@ -195,9 +195,14 @@ class ToyImages:
             raise Invalid("this is no image archive")
         return [self.add(content.split()[1].decode()).names[0]]
 
-    async def save(self, refs: Sequence[str]) -> AsyncIterator[bytes]:
-        for ref in refs:
-            yield f"image {self.get(ref).names[0]}".encode()
+    def save(self, refs: Sequence[str]) -> AsyncIterator[bytes]:
+        images = [self.get(ref) for ref in refs]
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for image in images:
+                yield f"image {image.names[0]}".encode()
+
+        return chunks()
 
     async def import_rootfs(
         self, chunks: AsyncIterator[bytes], name: str, changes: Sequence[str], message: str = ""

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    stack = project.load(args).stack
+    loaded = project.load(args)
+    stack = loaded.stack
     listings = {
         "services": sorted(stack.services),
         "volumes": sorted(stack.volumes),
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
     from orchestra.compose.render import render
 
-    document = render(stack)
+    document = render(stack, loaded.origins)
     if args.format == "json":
         print(json.dumps(document, indent=2))
     else:

@@ -142,7 +142,7 @@ class _AtKey(ValueError):
 
 
 def _each(value: Seq, parse: Callable[[Any], list[Any]]) -> Seq:
-    """Parse each item into any number of items, which keep its place."""
+    """Parse each item into any number of items, which keep its place if it has one."""
     result = Seq()
     for index, item in enumerate(value):
         try:
@@ -150,7 +150,7 @@ def _each(value: Seq, parse: Callable[[Any], list[Any]]) -> Seq:
         except ValueError as error:
             raise _AtKey(index, error) from None
         result.extend(parsed)
-        result.places.extend([value.places[index]] * len(parsed))
+        result.places.extend(value.places[index : index + 1] * len(parsed))
     return result
 
 
@@ -307,7 +307,7 @@ def _env_files(value: Any, folder: Folder) -> Seq:
         entry["path"] = folder.resolve(entry["path"])
         return [entry]
 
-    return _each(value if isinstance(value, Seq) else Seq([value], [Place()]), parse)
+    return _each(_list(value, folder), parse)
 
 
 def _paths(value: Any, folder: Folder) -> Seq:
@@ -361,7 +361,7 @@ def _devices(value: Seq, folder: Folder) -> Seq:
 
 def _gpus(value: Any, folder: Folder) -> Seq:
     if value == "all":
-        return Seq([Map({"count": -1})], [Place()])
+        return Seq([Map({"count": -1})])
     return _device_requests(value, folder)
 
 

@@ -50,7 +50,6 @@ def render(stack: Stack, origins: Origins | None = None) -> _Plain:
                 name=n.name,
                 external=n.external,
                 internal=n.internal,
-                attachable=n.attachable,
                 ipam={"config": [{"subnet": n.subnet}]} if n.subnet else None,
                 labels=dict(n.labels),
             )
@@ -60,7 +59,6 @@ def render(stack: Stack, origins: Origins | None = None) -> _Plain:
             key: _said(
                 name=v.name,
                 external=v.external,
-                driver_opts=dict(v.driver_opts),
                 labels=dict(v.labels),
             )
             for key, v in stack.volumes.items()
@@ -111,7 +109,6 @@ def _service(service: Service) -> _Plain:
             n.network: _said(
                 aliases=list(n.aliases),
                 ipv4_address=n.ipv4_address,
-                ipv6_address=n.ipv6_address,
                 priority=n.priority or None,
             )
             or None
@@ -243,8 +240,6 @@ def _update(update: UpdateConfig | None) -> _Plain | None:
     return _said(
         parallelism=update.parallelism,
         delay=spell_duration(update.delay),
-        failure_action=update.failure_action,
         monitor=spell_duration(update.monitor),
-        max_failure_ratio=update.max_failure_ratio,
         order=update.order.value if update.order else None,
     )

@@ -1,7 +1,8 @@
 """A project to model values, and the refusal of what orchestra does not honour yet.
 
-Nothing is ignored in silence: each attribute is either read here or refused by name. The two
-tables at the top say which, docs/compose.md says it to users.
+Nothing is ignored in silence: each attribute is read here, or refused by name with what to do
+instead, or warned about where it changes nothing. The tables at the top say which; docs/compose.md
+says it to users, and a test holds the two against each other.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from attrs import evolve
 from orchestra.compose import short
 from orchestra.compose.consistency import check_published, replicas
 from orchestra.compose.errors import Problems
-from orchestra.compose.tree import Map, Path, Relative
+from orchestra.compose.tree import Map, Path, Relative, place_of, spell
 from orchestra.compose.units import byte_size, duration
 from orchestra.model.service import (
     Dependency,
@@ -42,35 +43,74 @@ from orchestra.model.service import (
     Volume,
 )
 
-# Attributes of a service that are honoured.
-_HONOURED = """
-    cap_add cap_drop command configs container_name cpus depends_on deploy dns dns_opt
-    dns_search domainname entrypoint env_file environment expose extends extra_hosts
-    group_add healthcheck hostname image init label_file labels mem_limit mem_reservation
-    network_mode networks pids_limit ports privileged profiles pull_policy read_only
-    restart scale secrets security_opt shm_size stdin_open stop_grace_period stop_signal
-    sysctls tmpfs tty ulimits user volumes working_dir
-"""
-HONOURED = frozenset(_HONOURED.split())
+# Attributes that say nothing to a cluster: allowed, with a warning.
+WARNED = {
+    "attach": "`orchestra up` shows no logs; `orchestra logs` does, of the services it is given",
+    "develop": "there is no `watch`; `orchestra up` again applies what has changed",
+}
 
-# Attributes that are refused for a reason of their own; all others "are not supported yet".
+_NAMESPACES = "containers have namespaces of their own; remove it"
+_CPUS = "use cpus"
+_MEMORY = "use mem_limit"
+_DEVICES = "devices of a node are not given to containers yet; remove it"
+_HOOKS = "use a service that ends, and depends_on with service_completed_successfully"
+_WINDOWS = "this exists on Windows only; remove it"
+
+# Attributes that are refused, and what to do instead.
 REFUSED = {
+    "annotations": "use labels",
+    "blkio_config": "block I/O is not limited yet; remove it",
     "build": "images are not built yet: build it with another tool, then load it with "
     "`orchestra image load`, and name it with `image:`",
-    "provider": "services provided by other programs are not supported",
-    "models": "AI models are not supported",
-    "credential_spec": "credential specifications exist on Windows only",
-    "isolation": "isolation technologies exist on Windows only",
-    "cpu_count": "this exists on Windows only; use cpus",
-    "cpu_percent": "this exists on Windows only; use cpus",
+    "cgroup": _NAMESPACES,
+    "cgroup_parent": "orchestra keeps containers in cgroups of its own; remove it",
+    "cpu_count": f"{_WINDOWS}, or {_CPUS}",
+    "cpu_percent": f"{_WINDOWS}, or {_CPUS}",
+    "cpu_period": _CPUS,
+    "cpu_quota": _CPUS,
+    "cpu_rt_period": _CPUS,
+    "cpu_rt_runtime": _CPUS,
+    "cpu_shares": _CPUS,
+    "cpuset": _CPUS,
+    "credential_spec": _WINDOWS,
+    "device_cgroup_rules": _DEVICES,
+    "devices": _DEVICES,
+    "external_links": "put both services on one network: they reach each other by name",
+    "gpus": _DEVICES,
+    "ipc": _NAMESPACES,
+    "isolation": _WINDOWS,
+    "links": "services on one network reach each other by name; remove it, or give the other one "
+    "an alias with networks.NAME.aliases",
+    "logging": "logs are kept on the node and read with `orchestra logs`; remove it",
+    "mac_address": "addresses of links are chosen by the node; remove it",
+    "mem_swappiness": _MEMORY,
+    "memswap_limit": _MEMORY,
+    "models": "AI models are not supported; remove it",
+    "oom_kill_disable": _MEMORY,
+    "oom_score_adj": _MEMORY,
+    "pid": _NAMESPACES,
+    "platform": "an image runs on nodes of its own platform; use a placement constraint on "
+    "node.platform.arch",
+    "post_start": _HOOKS,
+    "pre_start": _HOOKS,
+    "pre_stop": _HOOKS,
+    "provider": "services provided by other programs are not supported; remove it",
+    "pull_refresh_after": "images come from the cluster's store; remove it",
+    "runtime": "orchestra runs containers itself; remove it",
+    "storage_opt": "a container's disk is not limited yet; remove it",
+    "use_api_socket": "the engine's socket is not given to containers; remove it",
+    "userns_mode": _NAMESPACES,
+    "uts": _NAMESPACES,
+    "volumes_from": "name the volume in both services",
 }
 
 # What is honoured within the other mappings.
 _WITHIN = {
     "deploy": "mode endpoint_mode replicas labels update_config resources restart_policy placement",
+    "update": "parallelism delay failure_action monitor order",
     "limits": "cpus memory pids",
     "reservations": "cpus memory pids",
-    "service network": "aliases ipv4_address ipv6_address priority",
+    "service network": "aliases ipv4_address priority",
     "bind": "propagation create_host_path",
     "volume": "nocopy subpath",
     "tmpfs": "size mode",
@@ -78,7 +118,7 @@ _WITHIN = {
     "network": "name driver external internal attachable enable_ipv4 ipam labels",
     "ipam": "driver config",
     "subnet": "subnet",
-    "top-level volume": "name driver driver_opts external labels",
+    "top-level volume": "name driver external labels",
     "config": "name file content environment",
     "secret": "name file environment",
 }
@@ -88,6 +128,8 @@ _RESTART = {
     "on-failure": RestartCondition.ON_FAILURE,
     "unless-stopped": RestartCondition.UNLESS_STOPPED,
 }
+# `d:/data` is one path to Docker Compose, on a Windows drive.
+_DRIVE = {":": "; a volume's name has two characters or more"}
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 
 
@@ -140,8 +182,16 @@ class _Builder:
         self.tree = tree
         self.problems = problems
 
-    def refuse(self, path: Path, message: str = "is not supported yet") -> None:
+    def refuse(self, path: Path, message: str = "is not supported yet; remove it") -> None:
         self.problems.on(self.tree, path, message)
+
+    def warn(self, path: Path, message: str) -> None:
+        place = place_of(self.tree, path)
+        self.problems.warn(f"{place.file}:{place.line}: {spell(path)}: has no effect: {message}")
+
+    def warn_labels(self, value: Map, path: Path) -> None:
+        if value.get("labels"):
+            self.warn((*path, "labels"), "labels are kept of services and containers only")
 
     def refuse_others(self, value: Mapping[str, Any], kind: str, path: Path) -> None:
         """Refuse the keys of `value` that are not honoured in a mapping of that kind."""
@@ -168,8 +218,10 @@ class _Builder:
         value: Map = self.tree["services"][name]
         before = len(self.problems.errors)
         for key, inner in value.items():
-            if key not in HONOURED and not key.startswith("x-") and _given(inner):
-                self.refuse((*path, key), REFUSED.get(key, "is not supported yet"))
+            if key in REFUSED and _given(inner):
+                self.refuse((*path, key), f"is not supported: {REFUSED[key]}")
+            elif key in WARNED:
+                self.warn((*path, key), WARNED[key])
         if not _NAME.fullmatch(name):
             self.refuse(path, "a service's name begins with a letter or digit")
         deploy: Map = value.get("deploy") or Map()
@@ -241,8 +293,6 @@ class _Builder:
             profiles=tuple(value.get("profiles") or ()),
         )
         self.check_pull_policy(value, path)
-        if service.replicas < 0:
-            self.refuse((*path, "deploy", "replicas"), "cannot be negative")
         return service if len(self.problems.errors) == before else None
 
     def one_of(self, value: str, allowed: Iterable[str], path: Path) -> str:
@@ -254,7 +304,8 @@ class _Builder:
         """Images come from the cluster's own stores, so only policies that never ask elsewhere."""
         policy = value.get("pull_policy")
         if policy not in (None, "", "missing", "if_not_present", "never"):
-            self.refuse((*path, "pull_policy"), f"{policy!r} is not supported yet")
+            message = f"{policy!r} is not supported yet: images come from the cluster's store"
+            self.refuse((*path, "pull_policy"), f"{message}; remove it")
 
     def network_mode(self, value: Map, path: Path) -> str:
         mode = value.get("network_mode") or ""
@@ -293,7 +344,6 @@ class _Builder:
                 network=name,
                 aliases=tuple(how.get("aliases") or ()),
                 ipv4_address=how.get("ipv4_address") or "",
-                ipv6_address=how.get("ipv6_address") or "",
                 priority=int(how.get("priority") or 0),
             )
 
@@ -309,7 +359,9 @@ class _Builder:
             own: Map = mount.get(kind.value) or Map()
             self.refuse_others(own, kind.value, (*at, kind.value))
             if not mount["target"].startswith("/"):
-                self.refuse(at, f"the target {mount['target']!r} must be an absolute path")
+                drive = "" if mount.get("source") else _DRIVE.get(mount["target"][1:2], "")
+                message = f"the target {mount['target']!r} must be an absolute path{drive}"
+                self.refuse(at, message)
             if kind is MountType.TMPFS and mount.get("source"):
                 self.refuse((*at, "source"), "a tmpfs has no source")
             yield Mount(
@@ -475,16 +527,14 @@ class _Builder:
     def update(self, value: Map | None, path: Path) -> UpdateConfig | None:
         if value is None:
             return None
+        self.refuse_others(value, "update", path)
+        if value.get("failure_action") not in (None, "pause"):
+            message = f"{value['failure_action']!r} is not supported yet; pause is"
+            self.refuse((*path, "failure_action"), message)
         return UpdateConfig(
             parallelism=1 if value.get("parallelism") is None else value["parallelism"],
             delay=_seconds(value.get("delay"), 0.0),
-            failure_action=self.one_of(
-                value.get("failure_action") or "pause",
-                ("pause", "continue", "rollback"),
-                (*path, "failure_action"),
-            ),
             monitor=_seconds(value.get("monitor"), 5.0),
-            max_failure_ratio=float(value.get("max_failure_ratio") or 0.0),
             # Swarm's meaning: an update_config without an order is stop-first.
             order=UpdateOrder(value.get("order") or "stop-first"),
         )
@@ -510,12 +560,15 @@ class _Builder:
                 self.refuse(
                     (*path, "ipam", "config", index), "a second subnet is not supported yet"
                 )
+        self.warn_labels(value, path)
+        if value.get("attachable"):
+            message = "only the tasks of stacks join the cluster's networks"
+            self.warn((*path, "attachable"), message)
         return Network(
             key=key,
             name=value["name"],
             external=bool(value.get("external")),
             internal=bool(value.get("internal")),
-            attachable=bool(value.get("attachable")),
             subnet=(pools[0].get("subnet") or "") if pools else "",
             labels=dict(value.get("labels") or {}),
         )
@@ -526,15 +579,11 @@ class _Builder:
         self.refuse_others(value, "top-level volume", path)
         if value.get("driver") not in (None, "", "default", "local"):
             self.refuse((*path, "driver"), f"{value['driver']!r} is not supported yet")
-        options = dict(value.get("driver_opts") or {})
-        if isinstance(options.get("device"), Relative):
-            message = "is relative to this host's folder; give the absolute path on the node"
-            self.refuse((*path, "driver_opts", "device"), message)
+        self.warn_labels(value, path)
         return Volume(
             key=key,
             name=value["name"],
             external=bool(value.get("external")),
-            driver_opts=options,
             labels=dict(value.get("labels") or {}),
         )
 

@@ -18,6 +18,8 @@ from attrs import frozen
 
 from orchestra.compose.errors import Problems
 from orchestra.compose.tree import Map, Path, Place, Seq
+from orchestra.compose.tree import spell as spell_path
+from orchestra.compose.units import spell
 
 # The same reading at a tenth of the speed where PyYAML was built without libyaml.
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -34,6 +36,9 @@ _DATE = re.compile(
     r"(?:[Tt ](\d\d?):(\d\d?):(\d\d?)(?:\.(\d{1,9}))?(?:(Z)|([-+])(\d\d):(\d\d))?)?"
 )
 _BASES = {"0x": 16, "0X": 16, "0o": 8, "0O": 8, "0b": 2, "0B": 2}
+
+# Mappings whose values are text.
+_TEXTS = {"environment", "labels", "args", "annotations", "sysctls", "options", "driver_opts"}
 
 # A document whose aliases unfold to more nodes than this is an attack, not a stack.
 _MOST_NODES = 4_000_000
@@ -134,12 +139,23 @@ class _Builder:
             if isinstance(value, float) and (value != value or abs(value) == float("inf")):
                 self.problems.at(self.place(node), path, f"{node.value} is not a JSON number")
                 return None
+            if len(path) > 3 and path[0] == "services" and path[-2] in _TEXTS:
+                self.warn_of_number(value, node, path)
             return value
         if tag in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:null"):
             if node.value not in _WORDS:
                 self.problems.at(self.place(node), path, f"{node.value!r} is not what {tag} means")
             return _WORDS.get(node.value)
         return node.value
+
+    def warn_of_number(self, value: Any, node: Any, path: Path) -> None:
+        """Where text is wanted a number's own spelling is lost."""
+        if type(value) in (int, float) and spell(value) != node.value:
+            place = self.place(node)
+            self.problems.warn(
+                f"{place.file}:{place.line}: {spell_path(path)}: {node.value} is a number and "
+                f"becomes {spell(value)}; quote it to keep it as it is written"
+            )
 
     def sequence(self, node: Any, path: Path) -> Seq:
         result = Seq()

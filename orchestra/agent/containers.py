@@ -2,8 +2,8 @@
 
 A `Live` is one container with what exists only while the agent runs (its lock, who waits for it,
 its wires); its `Record` is what is on disk. Law: `store` is the only way a record changes, and it
-commits before the table shows the change. References are resolved as Docker does: full id, exact
-name, unique beginning of an id.
+commits before the table shows the change; what was promised to a client waits for `persist` too.
+References are resolved as Docker does: full id, exact name, unique beginning of an id.
 """
 
 from __future__ import annotations
@@ -85,6 +85,10 @@ class Containers:
         self._changed = changed
         self._by_id = {r.container.id: Live(r) for r in state.records()}
         self._ids = {live.container.name: live.id for live in self}
+
+    async def persist(self) -> None:
+        """Return when everything stored so far would outlive a power cut."""
+        await self._state.persist()
 
     def __iter__(self) -> Iterator[Live]:
         return iter(list(self._by_id.values()))

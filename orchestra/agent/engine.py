@@ -1,7 +1,8 @@
 """The engine: `api.engine.Engine` over runtime, image store, volumes and fabric.
 
 The thin face of the package. Each method resolves what the user typed and hands over to the
-module whose idea it is: `creation`, `lifecycle`, `execs`, `plumbing`, `events`.
+module whose idea it is: `creation`, `lifecycle`, `execs`, `plumbing`, `events`. What changed a
+container returns only when the change would outlive a power cut.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ class Engine:
         mode, endpoints = self._networks(request)
         spec = evolve(spec, network_mode=mode, endpoints=endpoints)
         await create_container(self._parts, container_id, name, spec, request=request.body)
+        await self._containers.persist()
         return container_id, _warnings(spec)
 
     def _networks(self, request: CreateRequest) -> tuple[str, tuple[Endpoint, ...]]:
@@ -100,28 +102,38 @@ class Engine:
         return mode, tuple(endpoints.values())
 
     async def start(self, ref: str) -> bool:
-        return await self._lifecycle.start(self._containers.find(ref))
+        started = await self._lifecycle.start(self._containers.find(ref))
+        await self._containers.persist()
+        return started
 
     async def stop(self, ref: str, timeout: float | None = None, signal: str = "") -> bool:
-        return await self._lifecycle.stop(self._containers.find(ref), timeout, signal)
+        stopped = await self._lifecycle.stop(self._containers.find(ref), timeout, signal)
+        await self._containers.persist()
+        return stopped
 
     async def restart(self, ref: str, timeout: float | None = None, signal: str = "") -> None:
         await self._lifecycle.restart(self._containers.find(ref), timeout, signal)
+        await self._containers.persist()
 
     async def kill(self, ref: str, signal: str = "SIGKILL") -> None:
         await self._lifecycle.kill(self._containers.find(ref), signal)
+        await self._containers.persist()
 
     async def pause(self, ref: str) -> None:
         await self._lifecycle.pause(self._containers.find(ref))
+        await self._containers.persist()
 
     async def unpause(self, ref: str) -> None:
         await self._lifecycle.unpause(self._containers.find(ref))
+        await self._containers.persist()
 
     async def rename(self, ref: str, name: str) -> None:
         self._lifecycle.rename(self._containers.find(ref), name.removeprefix("/"))
+        await self._containers.persist()
 
     async def remove(self, ref: str, force: bool = False, volumes: bool = False) -> None:
         await self._lifecycle.remove(self._containers.find(ref), force, volumes)
+        await self._containers.persist()
 
     def wait(self, ref: str, condition: str) -> Wait:
         live = self._containers.find(ref)

@@ -86,13 +86,18 @@ class Lifecycle:
     async def _launch(self, live: Live, restarts: Restarts, restart_count: int) -> None:
         container = live.container
         netns: int | None = None
+
+        async def connect() -> int | None:
+            nonlocal netns
+            netns = await self._plumbing.wire(live, spec)
+            return netns
+
         live.ended = trio.Event()
         try:
             spec = self._plumbing.place(container)
-            netns = await self._plumbing.wire(live, spec)
             node = self._plumbing.node_address
             etc = etc_files(container, spec.endpoints, node, host_resolvers())
-            pid = await self._runtime.start(live.id, netns, etc)
+            pid = await self._runtime.start(live.id, connect, etc)
         except Exception as error:
             await self._plumbing.unwire(live)
             code = error.exit_code if isinstance(error, StartFailed) else 125
@@ -276,7 +281,7 @@ class Lifecycle:
 
     async def _end(self, live: Live, number: int, grace: float) -> None:
         ended = live.ended
-        await self._signal(live, number)
+        await self._signal_to_end(live, number)
         with trio.move_on_after(grace if grace >= 0 else float("inf")):
             await ended.wait()
         if not ended.is_set():
@@ -284,7 +289,7 @@ class Lifecycle:
         self.tell(live, "stop")
 
     async def _kill(self, live: Live, ended: trio.Event) -> None:
-        await self._signal(live, signal.SIGKILL)
+        await self._signal_to_end(live, signal.SIGKILL)
         with trio.move_on_after(KILL_TIMEOUT):
             await ended.wait()
         if not ended.is_set():
@@ -292,6 +297,12 @@ class Lifecycle:
                 f"container {live.container.name} did not end {KILL_TIMEOUT:.0f} s after SIGKILL: "
                 f"its process {live.container.pid} hangs in the kernel (see its stack in /proc)"
             )
+
+    async def _signal_to_end(self, live: Live, number: int) -> None:
+        try:
+            await self._signal(live, number)
+        except Conflict:
+            return  # it ended by itself in this very moment; that is told soon
 
     async def _signal(self, live: Live, number: int) -> None:
         paused = live.container.status is ContainerStatus.PAUSED

@@ -151,7 +151,10 @@ async def _assemble(
     changes.subscribe(plumbing.changed)
 
     await _sweep(paths, containers, runtime)
-    lifecycle.resume(booted=_first_since_boot(paths))
+    booted = _first_since_boot(paths)
+    if booted:
+        _repair(parts)
+    lifecycle.resume(booted=booted)
     nursery.start_soon(plumbing.run)
     await plumbing.settle()
     await fabric.ensure_resolver()
@@ -176,6 +179,20 @@ async def _sweep(paths: NodePaths, containers: Containers, runtime: Runtime) -> 
             continue
         log.info("deleting container %s, which was never finished", container_id[:12])
         await runtime.delete(container_id)
+
+
+def _repair(parts: Parts) -> None:
+    """Give the runtime what a power cut may have taken: the records are safe, its files were not
+    waited for."""
+    for live in parts.containers:
+        container = live.container
+        try:
+            lowers = parts.images.lowers(container.spec.image_id)
+            volumes = {t: parts.volumes.path(v) for t, v in container.volumes.items()}
+        except OrchestraError as error:
+            log.error("container %s lost what it is made of: %s", container.name, error)
+            continue
+        parts.runtime.repair(live.id, container.spec, lowers, volumes)
 
 
 def _standalone(facts: NodeFacts, state: State) -> assigned.Stored:

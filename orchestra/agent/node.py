@@ -103,6 +103,7 @@ class Node:
 
     async def wait_observed(self, after: int, timeout: float) -> Observed:
         await self._changes.beyond(after, timeout)
+        await self._containers.persist()
         return self.observed()
 
     def assignment_digests(self) -> tuple[int, Mapping[str, str]]:

@@ -22,7 +22,7 @@ from orchestra.fabric.fabric import Fabric
 from orchestra.model.assignment import AssignedNetwork, Assignment
 from orchestra.model.container import Container, ContainerSpec, ContainerStatus, Endpoint
 from orchestra.model.errors import Conflict, Failed, Invalid, NotFound
-from orchestra.model.fabric import FabricNetwork, FabricState
+from orchestra.model.fabric import FabricNetwork, FabricState, NameTable
 from orchestra.model.service import Port
 
 log = logging.getLogger(__name__)
@@ -104,10 +104,13 @@ class Plumbing:
         )
         before = (self.applied, self.problems)
         try:
-            if repair or self.problems or state != self._last:
+            if repair or self.problems or _all_but_wires(state) != _all_but_wires(self._last):
                 self._last = None
                 self.problems = tuple(await self._fabric.apply(state))
-                self._last = state
+            else:
+                # Containers came and went: `attach` and `detach` did all that is theirs alone.
+                await self._fabric.tell(state)
+            self._last = state
             self.applied = state.generation
         except Exception as error:
             # Whatever the kernel refused: the containers go on, the next round tries again.
@@ -276,6 +279,10 @@ class Plumbing:
         label = f"container {container.name}"
         if found := [p for p in self.problems if label in p]:
             raise Conflict("; ".join(found))
+
+
+def _all_but_wires(state: FabricState | None) -> FabricState | None:
+    return state and evolve(state, endpoints=(), names=NameTable())
 
 
 def host_resolvers() -> ResolvConf:

@@ -90,6 +90,7 @@ class Fabric:
         self._next_index = 0
         self._mtu = _DEFAULT_MTU - TUNNEL_OVERHEAD
         self._is_ready = False
+        self._spare: tuple[int, Netlink] | None = None  # the next container's namespace
 
     async def apply(self, state: FabricState) -> Sequence[str]:
         """Make the node's network equal to `state`; return problems, each naming its object.
@@ -98,6 +99,13 @@ class Fabric:
         containers that neither `state` nor an `attach` of this process knows are removed.
         """
         return await self._in_worker(lambda: self._apply(state))
+
+    async def tell(self, state: FabricState) -> None:
+        """Give the resolver the names of `state`, where nothing else of it is new.
+
+        It is also when the namespace of the next container is made, so that no start waits for it.
+        """
+        await self._in_worker(lambda: self._tell(state))
 
     async def changes(self, state: FabricState) -> Sequence[str]:
         """What `apply` would write ("+ ...") and delete ("- ..."); nothing is changed."""
@@ -155,6 +163,10 @@ class Fabric:
 
     def _close(self) -> None:
         self._ports.release()
+        if self._spare:
+            namespace, inside = self._spare
+            inside.close()
+            os.close(namespace)
         if self._fabric:
             self._fabric.close()
         self._host.close()
@@ -281,6 +293,14 @@ class Fabric:
                 problems.append(f"cannot load the table {self._place.table}: {error}")
         return problems
 
+    def _tell(self, state: FabricState) -> None:
+        self._write_names(state)
+        if self._spare is None:
+            try:
+                self._spare = _container_namespace()
+            except OSError:
+                return  # the next container's start makes its own, and says why it cannot
+
     def _write_names(self, state: FabricState) -> None:
         here = host_address(state.cluster, node_index(state.cluster))
         hosts = {**dict.fromkeys(_HOST_NAMES, (here,)), **state.names.hosts}
@@ -290,13 +310,10 @@ class Fabric:
         self, container_id: str, endpoints: Sequence[FabricEndpoint], state: FabricState
     ) -> int:
         try:
-            with netns.fresh() as made:
-                for sysctl in CONTAINER_SYSCTLS:
-                    kernel.write_sysctl(sysctl)
-                inside = Netlink()
+            made, inside = self._spare or _container_namespace()
+            self._spare = None
             try:
                 with inside:
-                    inside.do(set_link(1, "lo"))
                     self._wire(made, inside, endpoints, state, has_default=False)
                 if state.names.clients:
                     self._write_names(state)
@@ -433,6 +450,20 @@ class Fabric:
             resolver_process.ensure(self._paths.run, self._place.namespace, fabric.identity)
         except OSError as error:
             raise Failed(f"cannot start the resolver: {error}") from error
+
+
+def _container_namespace() -> tuple[int, Netlink]:
+    """A namespace with a loopback device, and the socket to furnish it through."""
+    with netns.fresh() as made:
+        for sysctl in CONTAINER_SYSCTLS:
+            kernel.write_sysctl(sysctl)
+        inside = Netlink()
+        try:
+            inside.do(set_link(1, "lo"))
+        except BaseException:
+            inside.close()
+            raise
+    return made, inside
 
 
 def write_names(paths: NodePaths, names: NameTable) -> None:

@@ -3,15 +3,14 @@
 
 VENV    := .venv
 PY      := $(VENV)/bin/python
-ORC     := $(VENV)/bin/orchestra
 CACHE   ?= /var/cache/orchestra
 SECONDS ?= 3600
 ONLY    ?=
 
-.PHONY: demo demo-down test check bench soak install packages
+# Clients, peers and tracers that tests and benchmarks use; orchestra itself needs none of them.
+PEERS   := runc crun docker.io skopeo umoci strace conntrack
 
-packages:
-	@sh tools/packages.sh
+.PHONY: demo demo-down test check bench soak install peers-installed
 
 $(VENV)/.installed: pyproject.toml tools/packages.sh
 	@sh tools/packages.sh
@@ -28,7 +27,10 @@ demo: install
 demo-down: install
 	@$(PY) examples/demo.py down
 
-test: install
+peers-installed: install
+	@sh tools/packages.sh $(PEERS)
+
+test: peers-installed
 	@$(PY) -m pytest -q
 
 check: install
@@ -36,7 +38,7 @@ check: install
 	@$(VENV)/bin/ruff format --check orchestra tests bench examples
 	@$(VENV)/bin/mypy orchestra
 
-bench: install
+bench: peers-installed
 	@ONLY=$(ONLY) $(PY) -m bench
 
 soak: install

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Installs the Debian packages that a lab, the examples and the tests need, if any is missing.
+# Installs the Debian packages that a lab and the examples need, and those named, if any is missing.
 set -e
 need=""
 have() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed'; }
 for package in python3 python3-venv openssh-server openssh-client nftables libnftables1 iproute2 \
-    busybox-static kmod iputils-ping curl dpkg-dev $ORCHESTRA_EXTRA_PACKAGES; do
+    busybox-static kmod iputils-ping curl dpkg-dev sudo "$@"; do
     have "$package" || need="$need $package"
 done
 [ -z "$need" ] && exit 0

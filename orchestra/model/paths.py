@@ -26,6 +26,11 @@ class NodePaths:
         return f"{self.run}/shim.sock"
 
     @property
+    def keeper_socket(self) -> str:
+        """Where the second holder of the shim's descriptors listens."""
+        return f"{self.run}/keeper.sock"
+
+    @property
     def names(self) -> str:
         """The resolver's table, replaced by rename."""
         return f"{self.run}/names.json"

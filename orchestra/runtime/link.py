@@ -24,6 +24,10 @@ class LinkLost(Exception):
     """The shim is gone, or was never there."""
 
 
+class NotSent(LinkLost):
+    """It was gone before the request: nothing came of that."""
+
+
 @frozen
 class Reply:
     body: Mapping[str, Any]
@@ -47,7 +51,7 @@ class Link:
     async def request_all(self, op: str, fds: Mapping[str, int] = {}, **body: Any) -> list[Reply]:
         """Send a request and return its replies up to the last one."""
         if self.closed.is_set():
-            raise LinkLost("the shim is gone")
+            raise NotSent("the shim is gone")
         self._next += 1
         number = self._next
         send, receive = trio.open_memory_channel[Reply](float("inf"))
@@ -60,7 +64,9 @@ class Link:
                 replies.append(await receive.receive())
                 if op != "list" or "end" in replies[-1].body:
                     return replies
-        except (OSError, trio.EndOfChannel):
+        except (OSError, trio.ClosedResourceError):
+            raise NotSent("the shim is gone") from None
+        except trio.EndOfChannel:
             raise LinkLost("the shim is gone") from None
         finally:
             self._waiting.pop(number, None)
@@ -97,7 +103,7 @@ class Link:
                                 os.close(fd)
                     else:
                         on_event(body)
-        except OSError:
+        except (OSError, trio.ClosedResourceError):
             return
         finally:
             self.close()

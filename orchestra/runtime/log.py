@@ -78,34 +78,30 @@ class Log:
             if (missing := info.st_size - self._sizes[stream]) > 0:
                 self._append(stream, missing, info.st_mtime_ns)
 
-    def take(self, stream: int, source: int) -> int:
-        """Move what the non-blocking pipe or terminal `source` holds to the log; its byte count.
+    def take(self, stream: int, source: int, buffer: int | None = None) -> int:
+        """Move what the non-blocking pipe `source` holds to the log; its byte count.
 
-        0 at the end of the source; BlockingIOError where it is empty for now; OSError of a full
-        disk leaves everything in the source.
+        A terminal cannot be spliced into a file: it goes through `buffer`, a FIFO that others hold
+        open too, so that our death in between loses nothing. 0 at the end of the source;
+        BlockingIOError where it is empty for now; OSError of a full disk leaves everything in
+        place; EIO of a terminal that nobody has open.
         """
-        at = self._sizes[stream]
-        try:
-            count = os.splice(source, self._data[stream], _SPLICE, offset_dst=at)
-        except OSError as error:
-            if error.errno != 22:  # EINVAL: this kernel cannot splice from terminals
-                raise
-            data = os.read(source, _READ)
-            count = len(data)
-            self.put(stream, data)
+        if buffer is None:
+            count = os.splice(source, self._data[stream], _SPLICE, offset_dst=self._sizes[stream])
+            if count:
+                self._append(stream, count, time.time_ns())
             return count
-        if count:
-            self._append(stream, count, time.time_ns())
-        return count
-
-    def put(self, stream: int, data: bytes) -> None:
-        """Append bytes that came another way."""
-        view, at = memoryview(data), self._sizes[stream]
-        while view:
-            written = os.pwrite(self._data[stream], view, at)
-            view, at = view[written:], at + written
-        if data:
-            self._append(stream, len(data), time.time_ns())
+        failed: OSError | None = None
+        try:
+            os.splice(source, buffer, _SPLICE)
+        except OSError as error:
+            failed = error
+        try:
+            return self.take(stream, buffer)
+        except BlockingIOError:  # all that came out of the terminal is in the log
+            if failed is not None:
+                raise failed from None
+            return 0
 
     def _append(self, stream: int, count: int, now: int) -> None:
         self._last = max(self._last, now)

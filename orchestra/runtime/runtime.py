@@ -1,20 +1,15 @@
-"""One node's containers as the agent sees them: create, start, exec, attach, logs, end, delete.
+"""One node's containers as the agent sees them: create, start, exec, attach, logs, delete.
 
-The kernel's side lives in the shim and outlives this object: a Runtime that opens finds what runs
-(the shim's list, and records in the run directory for what another shim left behind), takes over
-its log FIFOs, terminals and pidfds, and reports every exit exactly once on `exits`, those of its
-absence too. Law: a container's end is told after its output is in the log and its cgroup is gone.
+The public face of this package. A container's definition lies on disk, its processes are the
+shim's, and what runs is followed by `Living`, which reports every exit exactly once on `exits`.
+Here requests become bundles, cgroups, run directories and streams.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
-import logging
 import os
 import shutil
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
@@ -29,40 +24,32 @@ from orchestra.linux.cgroups import (
     find_hierarchy,
     group_of,
 )
-from orchestra.linux.syscalls import exit_status, pidfd_open, pidfd_send_signal
+from orchestra.linux.syscalls import pidfd_send_signal
 from orchestra.model.codec import from_json, to_json
 from orchestra.model.container import ContainerSpec, ExecSpec
-from orchestra.model.errors import Conflict, Failed, Invalid, NotFound, StartFailed, Unavailable
+from orchestra.model.errors import Conflict, Failed, Invalid, NotFound, StartFailed
 from orchestra.model.paths import NodePaths
 from orchestra.runtime import bundle
+from orchestra.runtime.attachment import ContainerAttachment
 from orchestra.runtime.execution import ExecProcess, set_window_size
 from orchestra.runtime.init_program import init_program
-from orchestra.runtime.link import Link, LinkLost, Reply, connect
-from orchestra.runtime.log import STDERR, STDOUT, Log, LogRecord, OpenLog, follow, lines
-from orchestra.runtime.shim import boot_id, start_time
-from orchestra.runtime.spawn import start_shim
-from orchestra.runtime.stdin import Stdin, close_watched, write_all
+from orchestra.runtime.living import (
+    EXEC,
+    STREAMS,
+    Exited,
+    Live,
+    Living,
+    remove_group,
+    remove_run_directory,
+)
+from orchestra.runtime.log import STDERR, STDOUT, LogRecord, OpenLog, lines
+from orchestra.runtime.stdin import Stdin
 
-_log = logging.getLogger(__name__)
-_STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
-_PIPE_SIZE = 256 << 10
-_FULL_DISK_RETRY = 1.0  # seconds
-_EXEC = "exec/"
-_CODE_PATIENCE = 1.0  # seconds between a death and its status (kernel < 6.15: it may be gone)
-_FREEZE_PATIENCE = 10.0
-_SHIM_RETRY = 1.0
+_FREEZE_PATIENCE = 10.0  # seconds
 
-__all__ = ["EtcFiles", "ExecProcess", "Exited", "LogRecord", "Runtime", "open_runtime"]
+Connect = Callable[[], Awaitable[int | None]]
 
-
-@frozen
-class Exited:
-    """A container ended. `code` None: nobody can know it (the shim died, kernel < 6.15)."""
-
-    container: str
-    code: int | None
-    oom: bool
-    time: float  # Unix seconds
+__all__ = ["Connect", "EtcFiles", "ExecProcess", "Exited", "LogRecord", "Runtime", "open_runtime"]
 
 
 @frozen
@@ -83,26 +70,6 @@ class Definition:
     volumes: Mapping[str, str] = field(factory=dict)
 
 
-class Live:
-    """A running container, or one whose end is not settled yet."""
-
-    def __init__(self, id_: str, pid: int, pidfd: int, log: OpenLog) -> None:
-        self.id, self.pid, self.pidfd, self.open_log = id_, pid, pidfd, log
-        self.master: int | None = None
-        self.sources: dict[int, int] = {}  # stream -> fd to drain
-        self.stdin: Stdin | None = None
-        self.shim_pid = 0  # whose child it is; 0: of none that runs
-        self.code: int | None = None
-        self.time = 0.0
-        self.ended = trio.Event()
-        self.execs: dict[str, ExecProcess] = {}
-
-    def end(self, code: int | None, at: float) -> None:
-        if not self.ended.is_set():
-            self.code, self.time = code, at
-            self.ended.set()
-
-
 @asynccontextmanager
 async def open_runtime(
     paths: NodePaths, *, cgroup_parent: str = "orchestra"
@@ -110,14 +77,18 @@ async def open_runtime(
     """Start the shim or re-attach to the running one; leaves everything running on exit."""
     os.makedirs(f"{paths.state}/containers", 0o700, exist_ok=True)
     os.makedirs(f"{paths.run}/containers", 0o700, exist_ok=True)
-    async with trio.open_nursery() as nursery:
-        runtime = Runtime(paths, find_hierarchy(), cgroup_parent, nursery)
-        try:
-            await runtime.attach_to_shim()
-            yield runtime
-        finally:
-            nursery.cancel_scope.cancel()
-            runtime.let_go()
+    runtime: Runtime | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            runtime = Runtime(paths, find_hierarchy(), cgroup_parent, nursery)
+            try:
+                await runtime.attach_to_shim()
+                yield runtime
+            finally:
+                nursery.cancel_scope.cancel()
+    finally:
+        if runtime is not None:
+            runtime.let_go()  # not before: who still reads must not find another file's number
 
 
 class Runtime:
@@ -130,191 +101,26 @@ class Runtime:
     ) -> None:
         self._paths, self._hierarchy, self._parent = paths, hierarchy, cgroup_parent
         self._nursery = nursery
-        self._told, self.exits = trio.open_memory_channel[Exited](float("inf"))
-        self._live: dict[str, Live] = {}
-        self._starting: set[str] = set()
+        self._living = Living(paths, hierarchy, cgroup_parent, nursery)
+        self.exits = self._living.exits
         self._definitions: dict[str, Definition] = {}
-        self._logs: dict[str, Log] = {}
         self._stdins: dict[str, Stdin] = {}  # of containers that are attached before their start
-        self._execs: dict[str, ExecProcess] = {}
-        self._asked_execs: set[str] = set()
-        self._ended_execs: dict[str, int] = {}
-        self._ended_early: dict[str, tuple[int, float]] = {}
-        self._link: Link | None = None
-
-    # --- the shim
 
     async def attach_to_shim(self) -> None:
         """Connect to the shim, starting one if none answers, and take over what runs."""
-        try:
-            self._link = await connect(self._paths.shim_socket)
-        except LinkLost:
-            await start_shim(self._paths, self._hierarchy, self._parent)
-            try:
-                self._link = await connect(self._paths.shim_socket)
-            except LinkLost as error:
-                raise Unavailable(f"the shim does not answer: {error}") from None
-        self._nursery.start_soon(self._serve, self._link)
-        for reply in await self._link.request_all("list"):
-            if "id" in reply.body:
-                self._take_over(reply.body, reply.fds, self._link.pid)
-        for container_id in os.listdir(f"{self._paths.run}/containers"):
-            if container_id not in self._live:
-                self._adopt(container_id)
-        for live in self._live.values():
-            await self._hand_over(live)
-
-    async def _serve(self, link: Link) -> None:
-        """Follow one shim to its end, then start another and hand it what still runs."""
-        await link.serve(self._on_event)
-        for exec_id in list(self._execs):
-            self._execs.pop(exec_id).ended(137)  # its end cannot be heard any more
-        for live in self._live.values():
-            if live.shim_pid == link.pid:
-                live.shim_pid = 0
-                self._nursery.start_soon(self._watch_orphan, live)
-        while True:
-            try:
-                await self.attach_to_shim()
-                return
-            except Unavailable as error:
-                _log.error("%s; trying again", error)
-                await trio.sleep(_SHIM_RETRY)
-
-    def _take_over(self, body: Mapping[str, object], fds: Mapping[str, int], shim: int) -> None:
-        """A process that the shim holds: ours to follow, or an exec nobody asks for any more."""
-        name, code = str(body["id"]), body["code"]
-        known = self._live.get(name)
-        if known is None and not name.startswith(_EXEC) and self._is_ours(name):
-            if code is None and "pidfd" not in fds:  # another shim's child, held by this one
-                self._adopt(name, fds)
-                return
-            known = self._open_live(name, int(str(body["pid"])), fds)
-            self._nursery.start_soon(self._follow_to_end, known)
-        else:
-            for fd in fds.values():
-                os.close(fd)
-        if known is not None:
-            known.shim_pid = shim
-            if code is not None:
-                known.end(int(str(code)), float(str(body["time"])))
-        elif code is not None:
-            self._nursery.start_soon(self._forget, name)
-
-    def _is_ours(self, name: str) -> bool:
-        return os.path.isdir(self._paths.container(name))
-
-    def _adopt(self, container_id: str, fds: Mapping[str, int] = {}) -> None:
-        """A container of a shim that is gone: follow it by pidfd, or settle its end."""
-        record = f"{self._paths.container_run(container_id)}/process"
-        try:
-            with open(record) as file:
-                told = json.load(file)
-        except FileNotFoundError:
-            return
-        if not self._is_ours(container_id):
-            shutil.rmtree(self._paths.container_run(container_id))
-            return
-        pidfd = _pidfd_of(told["pid"], told["start"]) if told["boot"] == boot_id() else None
-        found = {} if pidfd is None else {"pidfd": pidfd}
-        live = self._open_live(container_id, told["pid"], {**fds, **found})
-        if pidfd is None:
-            live.end(*_recorded_end(record))
-        else:
-            self._nursery.start_soon(self._watch_orphan, live)
-        self._nursery.start_soon(self._follow_to_end, live)
-
-    async def _hand_over(self, live: Live) -> None:
-        """Let the present shim hold what a dead one held."""
-        link = self._link
-        if link is None or live.shim_pid == link.pid or live.ended.is_set():
-            return
-        fds = {_STREAMS[stream]: fd for stream, fd in live.sources.items() if fd != live.master}
-        if live.master is not None:
-            fds["master"] = live.master
-        if live.stdin is not None and live.stdin.writer is not None:
-            fds["stdin_writer"] = live.stdin.writer
-        await self._ask("hold", fds, id=live.id, pid=live.pid)
-
-    def _open_live(self, container_id: str, pid: int, fds: Mapping[str, int]) -> Live:
-        log = OpenLog(self._logs, container_id, self._paths.container(container_id))
-        live = Live(container_id, pid, fds.get("pidfd", -1), log)
-        if "master" in fds:
-            live.master = fds["master"]
-            os.set_blocking(live.master, False)
-            live.sources[STDOUT] = live.master
-        for stream, name in _STREAMS.items():
-            path = f"{self._paths.container_run(container_id)}/{name}"
-            if live.master is None and os.path.exists(path):
-                live.sources[stream] = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-                fcntl.fcntl(live.sources[stream], fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
-            if name in fds:
-                os.close(fds[name])
-        if "stdin_writer" in fds:
-            live.stdin = Stdin.of_writer(fds["stdin_writer"])
-        self._live[container_id] = live
-        log.log.begin()
-        if end := self._ended_early.pop(container_id, None):
-            live.end(*end)
-        return live
-
-    def _on_event(self, event: Mapping[str, object]) -> None:
-        name, code = str(event["id"]), int(str(event["code"]))
-        if name.startswith(_EXEC):
-            exec_id = name.removeprefix(_EXEC)
-            if process := self._execs.pop(exec_id, None):
-                process.ended(code)
-            elif exec_id in self._asked_execs:  # its start's reply is not read yet
-                self._ended_execs[exec_id] = code
-            self._nursery.start_soon(self._forget, name)
-        elif live := self._live.get(name):
-            live.end(code, float(str(event["time"])))
-        elif name in self._starting:  # it ended before the reply to its start was read
-            self._ended_early[name] = (code, float(str(event["time"])))
-
-    async def _forget(self, name: str) -> None:
-        await self._ask("forget", id=name)
-
-    async def _ask(self, op: str, fds: Mapping[str, int] = {}, **body: object) -> None:
-        """A request that does not matter any more where the shim is gone."""
-        if self._link is not None:
-            try:
-                await self._link.request(op, fds, **body)
-            except LinkLost:
-                pass
-
-    async def _watch_orphan(self, live: Live) -> None:
-        """Wait by pidfd for the end of a container whose shim is gone."""
-        try:
-            await trio.lowlevel.wait_readable(live.pidfd)
-        except trio.ClosedResourceError:
-            return
-        code, at = _recorded_end(f"{self._paths.container_run(live.id)}/process")
-        deadline = trio.current_time() + _CODE_PATIENCE
-        while code is None and trio.current_time() < deadline:
-            status = exit_status(live.pid, live.pidfd)
-            if status is None:
-                await trio.sleep(0.01)
-                continue
-            code = os.waitstatus_to_exitcode(status)
-            code = code if code >= 0 else 128 - code
-        live.end(code, at or time.time())
+        await self._living.attach()
 
     def let_go(self) -> None:
         """Close our ends; containers, shim and their records stay."""
-        for live in self._live.values():
-            self._close(live)
-        self._live.clear()
+        self._living.let_go()
         for stdin in self._stdins.values():
             stdin.close_all()
-        if self._link is not None:
-            self._link.close()
 
     # --- life of a container
 
     def running(self) -> Mapping[str, int]:
         """Container id -> pid of what runs now, taken-over containers too."""
-        return {i: live.pid for i, live in self._live.items() if not live.ended.is_set()}
+        return {i: live.pid for i, live in self._living.containers.items() if live.end is None}
 
     def pids(self, container_id: str) -> list[int]:
         """Host pids of everything in it; empty where it does not run."""
@@ -369,45 +175,44 @@ class Runtime:
         os.rename(f"{path}.new", path)
         self._definitions[container_id] = definition
 
-    async def start(self, container_id: str, netns: int | None, etc: EtcFiles) -> int:
+    async def start(self, container_id: str, netns: int | Connect | None, etc: EtcFiles) -> int:
         """Run it; the pid, once the user's program was exec-ed. `netns` None: the host's network.
 
+        Where `netns` is a function, the namespace is made while everything else is prepared.
         StartFailed with the shell's code (127 not found, 126 not executable, 125 else); Conflict
         where it runs already.
         """
-        if container_id in self._live or container_id in self._starting:
+        if self._is_busy(container_id):
             raise Conflict(f"container {container_id} is already running")
         definition = self._definition(container_id)
-        self._starting.add(container_id)
         group = self._group(container_id)
-        try:
-            with trio.CancelScope(shield=True):
-                live = await self._start(container_id, definition, netns, etc, group)
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await _remove_group(group)
-            _remove_run_directory(self._paths.container_run(container_id))
-            if log := self._logs.get(container_id):
-                log.end()
-            raise
-        finally:
-            self._starting.discard(container_id)
-        self._nursery.start_soon(self._follow_to_end, live)
-        return live.pid
+        with self._living.asked(container_id):
+            try:
+                with trio.CancelScope(shield=True):
+                    pid = await self._start(container_id, definition, netns, etc, group)
+            except BaseException:
+                with trio.CancelScope(shield=True):
+                    await remove_group(group)
+                remove_run_directory(self._paths.container_run(container_id))
+                if log := self._living.logs.get(container_id):
+                    log.end()
+                raise
+        return pid
 
     async def _start(
         self,
         container_id: str,
         definition: Definition,
-        netns: int | None,
+        netns: int | Connect | None,
         etc: EtcFiles,
         group: Group,
-    ) -> Live:
+    ) -> int:
         spec = definition.spec
         run = self._paths.container_run(container_id)
-        _make_run_directory(run, tty=spec.tty)
         fds: dict[str, int] = {}
-        try:
+
+        def prepare() -> None:
+            _make_run_directory(run, tty=spec.tty)
             fds.update(self._enter_group(group, spec))
             part = bundle.start_part(
                 spec,
@@ -422,15 +227,19 @@ class Runtime:
                 init=init_program() if spec.init else b"",
             )
             fds["payload"] = _payload(json.dumps(part).encode())
-            if not spec.tty:
-                for name in _STREAMS.values():
+            for name in STREAMS.values():
+                if os.path.exists(f"{run}/{name}"):
                     # The container's own end is open for reading too: the pipe then outlives
                     # every one of us, and a writer never gets SIGPIPE for our death.
                     fds[name] = os.open(f"{run}/{name}", os.O_RDWR | os.O_CLOEXEC)
+
+        try:
+            namespace = await _meanwhile(netns, prepare)
+            if namespace is not None:
+                fds["netns"] = os.dup(namespace)
             stdin = self._stdin_for(container_id, spec, fds)
-            if netns is not None:
-                fds["netns"] = os.dup(netns)
-            reply = await self._request("start", fds, id=container_id, record=f"{run}/process")
+            record = f"{run}/process"
+            reply = await self._living.request("start", container_id, fds, record=record)
         finally:
             for fd in fds.values():
                 os.close(fd)
@@ -441,10 +250,7 @@ class Runtime:
                 f"unable to start container process: {reply.body['error']}",
                 int(reply.body["code"]),
             )
-        live = self._open_live(container_id, int(reply.body["pid"]), reply.fds)
-        live.stdin = stdin
-        live.shim_pid = self._link.pid if self._link else 0
-        return live
+        return self._living.add(container_id, reply, stdin).pid
 
     def _stdin_for(
         self, container_id: str, spec: ContainerSpec, fds: dict[str, int]
@@ -472,38 +278,6 @@ class Runtime:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             return {"cgroup": os.open(group.directories()[0], flags)}
         return {}
-
-    async def _follow_to_end(self, live: Live) -> None:
-        """Drain its output until it ends; then settle the end."""
-        log = live.open_log.log
-        async with trio.open_nursery() as nursery:
-            for stream, fd in live.sources.items():
-                nursery.start_soon(_drain, log, stream, fd)
-            await live.ended.wait()
-            nursery.cancel_scope.cancel()
-        with trio.CancelScope(shield=True):
-            # Every writer is gone with the container's first process: empty means complete.
-            for stream, fd in live.sources.items():
-                await _drain_rest(log, stream, fd)
-            group = self._group(live.id)
-            oom = group.oom_kills() > 0
-            await _remove_group(group)
-            self._close(live)
-            _remove_run_directory(self._paths.container_run(live.id))
-            del self._live[live.id]
-            await self._forget(live.id)
-        self._told.send_nowait(Exited(live.id, live.code, oom, live.time))
-
-    def _close(self, live: Live) -> None:
-        for fd in {*live.sources.values(), live.pidfd, live.master}:
-            if fd is not None and fd >= 0:
-                close_watched(fd)
-        live.pidfd, live.master, live.sources = -1, None, {}
-        if live.stdin is not None:
-            live.stdin.close_all()
-        if live.ended.is_set():
-            live.open_log.log.end()
-        live.open_log.close()
 
     async def kill(self, container_id: str, signal: int) -> None:
         """Signal its first process. Conflict where it does not run."""
@@ -537,15 +311,15 @@ class Runtime:
 
     async def delete(self, container_id: str) -> None:
         """Remove directories, mounts and cgroup of a container that does not run."""
-        if container_id in self._live or container_id in self._starting:
+        if self._is_busy(container_id):
             raise Conflict(f"container {container_id} is running: stop it first")
         self._definitions.pop(container_id, None)
         if stdin := self._stdins.pop(container_id, None):
             stdin.close_all()
-        if log := self._logs.get(container_id):
+        if log := self._living.logs.get(container_id):
             log.end()
         self._group(container_id).remove()
-        _remove_run_directory(self._paths.container_run(container_id))
+        remove_run_directory(self._paths.container_run(container_id))
         directory = self._paths.container(container_id)
         if os.path.isdir(directory):
             await trio.to_thread.run_sync(shutil.rmtree, directory)
@@ -557,8 +331,13 @@ class Runtime:
     ) -> ContainerAttachment:
         """A client's connection; before the start it gets the first byte."""
         spec = self._definition(container_id).spec
-        log = OpenLog(self._logs, container_id, self._paths.container(container_id))
-        if stdin and spec.open_stdin and not spec.tty and container_id not in self._live:
+        log = OpenLog(self._living.logs, container_id, self._paths.container(container_id))
+        if (
+            stdin
+            and spec.open_stdin
+            and not spec.tty
+            and container_id not in self._living.containers
+        ):
             self._stdins.setdefault(container_id, Stdin())
         streams = {STDOUT: stdout, STDERR: stderr}
         return ContainerAttachment(
@@ -569,16 +348,16 @@ class Runtime:
         )
 
     def _writer(self, container_id: str) -> Stdin | int | None:
-        if live := self._live.get(container_id):
+        if live := self._living.containers.get(container_id):
             return live.master if live.master is not None else live.stdin
         return self._stdins.get(container_id)
 
     async def _end_stdin(self, container_id: str) -> None:
-        live = self._live.get(container_id)
+        live = self._living.containers.get(container_id)
         stdin = live.stdin if live else self._stdins.get(container_id)
         if stdin is not None:
             stdin.close()
-            await self._ask("release", id=container_id, name="stdin_writer")
+            await self._living.release_stdin(container_id)
 
     async def logs(
         self,
@@ -594,7 +373,7 @@ class Runtime:
         """One record per line in the order of arrival; times are Unix seconds, 0 = open."""
         self._definition(container_id)
         streams = frozenset(s for s, on in ((STDOUT, stdout), (STDERR, stderr)) if on)
-        with OpenLog(self._logs, container_id, self._paths.container(container_id)) as log:
+        with OpenLog(self._living.logs, container_id, self._paths.container(container_id)) as log:
             async for record in lines(
                 log, streams=streams, follow=follow, since=since, until=until, tail=tail
             ):
@@ -616,50 +395,37 @@ class Runtime:
         fds = {"target": os.dup(live.pidfd), "payload": _payload(json.dumps(part).encode())}
         readers: dict[int, int] = {}
         stdin = None
-        try:
-            if self._hierarchy.version == 2:
-                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-                fds["cgroup"] = os.open(group.directories()[0], flags)
-            if not spec.tty:
-                for stream, wanted in ((STDOUT, spec.stdout), (STDERR, spec.stderr)):
-                    if wanted:
-                        readers[stream], fds[_STREAMS[stream]] = os.pipe2(os.O_CLOEXEC)
-                        os.set_blocking(readers[stream], False)
-                    else:
-                        fds[_STREAMS[stream]] = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-                if spec.stdin:
-                    stdin = Stdin()
-                    assert stdin.reader is not None
-                    fds["stdin"], stdin.reader = stdin.reader, None
-            self._asked_execs.add(exec_id)
-            with trio.CancelScope(shield=True):
-                reply = await self._request("exec", fds, id=_EXEC + exec_id)
-            if "error" in reply.body:
-                raise StartFailed(
-                    f"exec failed: unable to start container process: {reply.body['error']}",
-                    int(reply.body["code"]),
-                )
-        except BaseException:
-            for fd in readers.values():
-                os.close(fd)
-            if stdin is not None:
-                stdin.close_all()
-            raise
-        finally:
-            self._asked_execs.discard(exec_id)
-            for fd in fds.values():
-                os.close(fd)
-        os.close(reply.fds["pidfd"])
-        master = reply.fds.get("master")
-        if master is not None:
-            os.set_blocking(master, False)
-            readers = {STDOUT: master}
-        process = ExecProcess(int(reply.body["pid"]), readers, stdin, master, self._nursery)
-        code = self._ended_execs.pop(exec_id, None)
-        if code is None:
-            self._execs[exec_id] = process
-        else:
-            process.ended(code)
+        name = EXEC + exec_id
+        with self._living.asked(name):
+            try:
+                if self._hierarchy.version == 2:
+                    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+                    fds["cgroup"] = os.open(group.directories()[0], flags)
+                if not spec.tty:
+                    stdin = _pipes(spec, readers, fds)
+                with trio.CancelScope(shield=True):
+                    reply = await self._living.request("exec", name, fds)
+                if "error" in reply.body:
+                    raise StartFailed(
+                        f"exec failed: unable to start container process: {reply.body['error']}",
+                        int(reply.body["code"]),
+                    )
+            except BaseException:
+                for fd in readers.values():
+                    os.close(fd)
+                if stdin is not None:
+                    stdin.close_all()
+                raise
+            finally:
+                for fd in fds.values():
+                    os.close(fd)
+            os.close(reply.fds["pidfd"])
+            master = reply.fds.get("master")
+            if master is not None:
+                os.set_blocking(master, False)
+                readers = {STDOUT: master}
+            process = ExecProcess(int(reply.body["pid"]), readers, stdin, master, self._nursery)
+            self._living.add_exec(name, process)
         return process
 
     # --- small parts
@@ -667,9 +433,12 @@ class Runtime:
     def _group(self, container_id: str) -> Group:
         return group_of(self._hierarchy, self._parent, container_id)
 
+    def _is_busy(self, container_id: str) -> bool:
+        return container_id in self._living.containers or self._living.is_asked(container_id)
+
     def _need(self, container_id: str) -> Live:
-        live = self._live.get(container_id)
-        if live is None or live.ended.is_set():
+        live = self._living.containers.get(container_id)
+        if live is None or live.end is not None:
             raise Conflict(f"Container {container_id} is not running")
         return live
 
@@ -684,160 +453,63 @@ class Runtime:
             self._definitions[container_id] = from_json(Definition, body, path)
         return self._definitions[container_id]
 
-    async def _request(self, op: str, fds: Mapping[str, int], **body: object) -> Reply:
-        if self._link is None:
-            raise Unavailable("the shim is not connected")
+
+async def _meanwhile(namespace: int | Connect | None, prepare: Callable[[], None]) -> int | None:
+    """The namespace; what needs no network is prepared while it is made in its thread.
+
+    Both have ended when this returns or raises.
+    """
+    if not callable(namespace):
+        prepare()
+        return namespace
+    made: list[int | None] = []
+    failures: list[Exception] = []
+
+    async def connect() -> None:
         try:
-            return await self._link.request(op, fds, **body)
-        except LinkLost:
-            raise Failed(f"the shim ended during {op}: try again") from None
+            made.append(await namespace())
+        except Exception as error:
+            failures.append(error)  # raised outside the nursery: there it would come in a group
 
-
-class ContainerAttachment:
-    """A client at a container's streams; its output is read from the log, from now on."""
-
-    def __init__(
-        self,
-        log: OpenLog,
-        streams: frozenset[int],
-        writer: Callable[[], Stdin | int | None] | None,
-        end_stdin: Callable[[], Awaitable[None]] | None,
-    ) -> None:
-        self._log, self._streams = log, streams
-        self._writer, self._end_stdin = writer, end_stdin
-        self._position = log.log.index_size
-        self._ends = log.log.ends
-        self._reading = self._gone = False
-
-    async def output(self) -> AsyncIterator[tuple[int, bytes]]:
-        """Yield (1 stdout | 2 stderr, bytes) until the run ends; of a terminal all is 1."""
-        self._reading = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connect)
+        await trio.lowlevel.checkpoint()  # it is at work now
         try:
-            async for item in follow(self._log.log, self._position, self._streams, self._over):
-                yield item
-        finally:
-            self._reading = False
-            self._log.close()
-
-    def _over(self) -> bool:
-        return self._gone or self._log.log.ends != self._ends
-
-    async def write(self, data: bytes) -> None:
-        """To the process's stdin; a terminal that is not there yet is waited for."""
-        if self._writer is None:
-            return
-        log = self._log.log
-        while (target := self._writer()) is None:
-            if log.running or self._over():
-                return
-            await log.changed.park()
-        if isinstance(target, int):
-            await write_all(target, data)
-        else:
-            await target.write(data)
-
-    async def close_stdin(self) -> None:
-        """The client's half-close: ends stdin where the container was made with StdinOnce."""
-        if self._writer is not None and self._end_stdin is not None:
-            await self._end_stdin()
-
-    async def aclose(self) -> None:
-        """The client is gone; the process lives on."""
-        await self.close_stdin()
-        self._gone = True
-        self._log.log.changed.unpark_all()
-        if not self._reading:
-            self._log.close()
-
-
-async def _drain(log: Log, stream: int, fd: int) -> None:
-    """Move output to the log as it comes; a full disk only makes it wait."""
-    while True:
-        await trio.lowlevel.wait_readable(fd)
-        try:
-            for _ in range(8):  # then let others run
-                if not log.take(stream, fd):
-                    return
-        except BlockingIOError:
-            continue
-        except OSError as error:
-            if error.errno == errno.EIO:  # nobody has the terminal open (any more, or yet)
-                return
-            await trio.sleep(_FULL_DISK_RETRY)
-        else:
-            await trio.lowlevel.checkpoint()
-
-
-async def _drain_rest(log: Log, stream: int, fd: int) -> None:
-    while True:
-        try:
-            if not log.take(stream, fd):
-                return
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno == errno.EIO:
-                return
-            await trio.sleep(_FULL_DISK_RETRY)
-
-
-async def _remove_group(group: Group) -> None:
-    """The last exec of a container may still be leaving it."""
-    for _ in range(200):
-        try:
-            group.remove()
-            return
-        except OSError as error:
-            if error.errno != errno.EBUSY:
-                raise
-            group.kill()
-            await trio.sleep(0.01)
-    group.remove()
-
-
-def _pidfd_of(pid: int, started: int) -> int | None:
-    """A pidfd of exactly the process that began at `started`; None where it is gone."""
-    try:
-        pidfd = pidfd_open(pid)
-    except ProcessLookupError:
-        return None
-    try:
-        if start_time(pid) == started:
-            return pidfd
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    os.close(pidfd)
-    return None
-
-
-def _recorded_end(record: str) -> tuple[int | None, float]:
-    """What the shim wrote down at the exit: (code, Unix time); (None, now) where it did not."""
-    try:
-        with open(record + ".exit") as file:
-            told = json.load(file)
-        return told["code"], told["time"]
-    except FileNotFoundError:
-        return None, time.time()
+            prepare()
+        except Exception as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return made[0]
 
 
 def _make_run_directory(run: str, *, tty: bool) -> None:
-    _remove_run_directory(run)
+    remove_run_directory(run)
     os.mkdir(run, 0o700)
     os.mkdir(f"{run}/root", 0o755)
     os.mkdir(f"{run}/scratch", 0o700)
-    if not tty:
-        for name in _STREAMS.values():
-            os.mkfifo(f"{run}/{name}", 0o600)
+    for name in ["stdout"] if tty else STREAMS.values():
+        os.mkfifo(f"{run}/{name}", 0o600)
+        if not tty:
             # Reachable only through an inherited fd. Whoever holds it as stdout may open it again
             # as /dev/stdout, also after a change of user.
             os.chmod(f"{run}/{name}", 0o666)
 
 
-def _remove_run_directory(run: str) -> None:
-    try:
-        shutil.rmtree(run)
-    except FileNotFoundError:
-        pass
+def _pipes(spec: ExecSpec, readers: dict[int, int], fds: dict[str, int]) -> Stdin | None:
+    """The streams of an exec without a terminal: our ends, and those that go to the shim."""
+    for stream, wanted in ((STDOUT, spec.stdout), (STDERR, spec.stderr)):
+        if wanted:
+            readers[stream], fds[STREAMS[stream]] = os.pipe2(os.O_CLOEXEC)
+            os.set_blocking(readers[stream], False)
+        else:
+            fds[STREAMS[stream]] = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    if not spec.stdin:
+        return None
+    stdin = Stdin()
+    assert stdin.reader is not None
+    fds["stdin"], stdin.reader = stdin.reader, None
+    return stdin
 
 
 def _payload(content: bytes) -> int:
@@ -851,7 +523,8 @@ def _payload(content: bytes) -> int:
 def _procs_files(group: Group) -> list[str]:
     if group.hierarchy.version == 2:
         return []  # clone3 puts the process there
-    return [f"{directory}/cgroup.procs" for directory in group.directories()]
+    # Not cgroup.procs: moving a whole process waits for an RCU grace period, some 6 ms.
+    return [f"{directory}/tasks" for directory in group.directories()]
 
 
 def _etc(etc: EtcFiles) -> dict[str, str]:

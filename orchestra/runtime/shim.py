@@ -4,12 +4,14 @@ One per node, single-threaded, stdlib only; started apart from the agent (`runti
 alone by its restarts. It knows no policy: the agent sends complete descriptions (`runtime.bundle`)
 in memory files, the shim clones, the child (`runtime.child`) does the work. What it keeps per
 process is a pid, a pidfd and the fds to hold: FIFOs with undelivered output, the stdin writer, the
-terminal's master. Exits stay on record, and in the container's run directory, until the agent says
-`forget`.
+terminal's master; copies of all of them are with the keeper (`runtime.keeper`), from where the next
+shim takes what a killed one left: strangers then, whose end is read off their pidfd. Exits stay on
+record until the agent says `forget`.
 
 Protocol 1, on a SEQPACKET socket: one JSON object per packet, fds as SCM_RIGHTS beside it, named
 in order by `fds`. The shim greets with {"hello": 1, "pid": ...}; requests carry "n", which replies
-repeat. Operations: start, exec, list, hold, release, forget, stop. Events: {"event": "exit"}.
+repeat. Operations: start, exec, list, release, forget, stop. Events: {"event": "exit"}. A process
+has ended where its "time" is not 0; its "code" is null where nobody can know it.
 A newer agent speaks an older shim's protocol; keys may be added, never change their meaning.
 """
 
@@ -29,6 +31,7 @@ if __name__ == "__main__":  # run as a file: its own tree is the only place to i
 
 from orchestra.linux import syscalls as k
 from orchestra.runtime import child
+from orchestra.runtime.keeper import Kept
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,12 +44,16 @@ _FIRST = k.CLONE_NEWNS | k.CLONE_NEWPID | k.CLONE_NEWIPC | k.CLONE_NEWUTS
 
 
 class Process:
-    """One container's first process, or an exec in it. `id` is the container's or the exec's."""
+    """One container's first process, or an exec in it. `id` is the container's or the exec's.
 
-    __slots__ = ("asked_by", "code", "error", "held", "id", "pid", "pidfd", "record", "time")
+    `time` is that of its end, 0 while it runs; `ours` False: another shim started it.
+    """
 
-    def __init__(self, id_: str, pid: int, pidfd: int, held: dict[str, int], record: str) -> None:
-        self.id, self.pid, self.pidfd, self.held, self.record = id_, pid, pidfd, held, record
+    __slots__ = ("asked_by", "code", "error", "held", "id", "ours", "pid", "pidfd", "time")
+
+    def __init__(self, id_: str, pid: int, pidfd: int, held: dict[str, int]) -> None:
+        self.id, self.pid, self.pidfd, self.held = id_, pid, pidfd, held
+        self.ours = True
         self.code: int | None = None
         self.time = 0.0
         self.error: tuple[int, str] | None = None
@@ -65,8 +72,8 @@ class Report:
 class Shim:
     """The event loop and what it knows."""
 
-    def __init__(self, listener: socket.socket) -> None:
-        self.listener = listener
+    def __init__(self, listener: socket.socket, kept: Kept) -> None:
+        self.listener, self.kept = listener, kept
         self.poll = select.epoll()
         self.agents: dict[int, socket.socket] = {}
         self.processes: dict[str, Process] = {}
@@ -88,6 +95,44 @@ class Shim:
                     self._read_agent(fd)
                 elif fd in self.by_pidfd:
                     self._reap(fd)
+
+    # --- what an earlier shim left
+
+    def take_over(self, containers: str) -> None:
+        """Go on with what the keeper has, and with what only its record in /run tells of."""
+        for note, fds in self.kept.take_all():
+            pidfd = fds.pop("pidfd", -1)
+            process = Process(note["id"], note["pid"], pidfd, fds)
+            process.ours, process.code, process.time = False, note["code"], note["time"]
+            if pidfd >= 0 and not process.time:
+                self._watch(process)
+            else:
+                self.processes[process.id] = process
+        for container in os.listdir(containers) if os.path.isdir(containers) else ():
+            if container not in self.processes:
+                self._take_over_by_record(container, f"{containers}/{container}")
+
+    def _take_over_by_record(self, container: str, directory: str) -> None:
+        """The keeper was killed too: what runs is found by its pid, what ended has no code."""
+        try:
+            with open(f"{directory}/process") as file:
+                told = json.load(file)
+        except (OSError, ValueError):  # it never came to that
+            return
+        process = Process(container, told["pid"], -1, {})
+        process.ours = False
+        pidfd = _pidfd_of(told) if told["boot"] == boot_id() else -1
+        if pidfd >= 0:
+            process.pidfd = pidfd
+            for name in ("stdout", "stderr"):
+                if os.path.exists(f"{directory}/{name}"):
+                    flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
+                    process.held[name] = os.open(f"{directory}/{name}", flags)
+            self._watch(process)
+        else:
+            process.time = time.time()
+            self.processes[container] = process
+        self._keep(process)
 
     # --- agents
 
@@ -137,7 +182,9 @@ class Shim:
         """fds: payload, stdout, stderr; maybe stdin, stdin_writer, netns, cgroup."""
         flags = _FIRST | (k.CLONE_NEWCGROUP if "cgroup" in fds else 0)
         keep = ("stdout", "stderr", "stdin_writer")
-        self._spawn(request, fds, agent, flags, child.start, keep, request["record"])
+        process = self._spawn(request, fds, agent, flags, child.start, keep)
+        found = {"pid": process.pid, "start": start_time(process.pid), "boot": boot_id()}
+        _write_record(request["record"], found)
         return None, []
 
     def on_exec(
@@ -147,7 +194,7 @@ class Shim:
         try:
             k.setns(fds["target"], k.CLONE_NEWPID)  # for children only; taken back at once
             try:
-                self._spawn(request, fds, agent, 0, child.execute, (), "")
+                self._spawn(request, fds, agent, 0, child.execute, ())
             finally:
                 k.setns(self.own_pid_namespace, k.CLONE_NEWPID)
         except OSError as error:
@@ -164,8 +211,7 @@ class Shim:
         flags: int,
         become: Any,
         keep: tuple[str, ...],
-        record: str,
-    ) -> None:
+    ) -> Process:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pid, pidfd = k.clone3(flags, fds.get("cgroup"))
         if pid == 0:
@@ -180,15 +226,27 @@ class Shim:
                 held[name] = fd
             else:
                 os.close(fd)
-        process = Process(request["id"], pid, pidfd, held, record)
+        process = Process(request["id"], pid, pidfd, held)
         process.asked_by = (agent, request["n"])
-        if record:
-            _write_record(record, {"pid": pid, "start": start_time(pid), "boot": boot_id()})
-        self.processes[process.id] = process
-        self.by_pidfd[pidfd] = process
+        self._watch(process)
+        self._keep(process)
         self.reports[ours.fileno()] = Report(ours, process)
         self.poll.register(ours.fileno(), select.EPOLLIN)
-        self.poll.register(pidfd, select.EPOLLIN)
+        return process
+
+    def _watch(self, process: Process) -> None:
+        self.processes[process.id] = process
+        self.by_pidfd[process.pidfd] = process
+        self.poll.register(process.pidfd, select.EPOLLIN)
+
+    def _keep(self, process: Process) -> None:
+        """Have the keeper hold what we hold of it; a new keeper is given everything."""
+        if not self.kept.put(process.id, _describe(process), _fds(process)):
+            self._keep_all()
+
+    def _keep_all(self) -> None:
+        for process in self.processes.values():
+            self.kept.put(process.id, _describe(process), _fds(process))
 
     def on_list(
         self, request: dict[str, Any], fds: dict[str, int], agent: socket.socket
@@ -197,25 +255,10 @@ class Shim:
         for process in self.processes.values():
             if process.asked_by is not None and process.error is not None:
                 continue  # never became anything
-            held = dict(process.held)
-            if process.code is None and process.pidfd >= 0:
-                held["pidfd"] = process.pidfd
-            self._send(
-                agent,
-                {**_describe(process), "n": request["n"], "fds": list(held)},
-                list(held.values()),
-            )
+            fds_ = _fds(process)
+            message = {**_describe(process), "n": request["n"], "fds": list(fds_)}
+            self._send(agent, message, list(fds_.values()))
         return {"end": True}, []
-
-    def on_hold(
-        self, request: dict[str, Any], fds: dict[str, int], agent: socket.socket
-    ) -> tuple[dict[str, Any] | None, list[int]]:
-        """Keep the fds of a container that another shim started."""
-        process = self.processes.setdefault(
-            request["id"], Process(request["id"], request["pid"], -1, {}, "")
-        )
-        process.held.update(fds)
-        return {}, []
 
     def on_release(
         self, request: dict[str, Any], fds: dict[str, int], agent: socket.socket
@@ -224,6 +267,7 @@ class Shim:
         process = self.processes.get(request["id"])
         if process and (fd := process.held.pop(request["name"], None)) is not None:
             _close(fd)
+            self._keep(process)
         return {}, []
 
     def on_forget(
@@ -231,7 +275,7 @@ class Shim:
     ) -> tuple[dict[str, Any] | None, list[int]]:
         """The exit is in the agent's books and the output drained."""
         process = self.processes.get(request["id"])
-        if process and (process.code is not None or process.pidfd < 0):
+        if process and process.time:
             self._remove(process)
         return {}, []
 
@@ -239,7 +283,7 @@ class Shim:
         self, request: dict[str, Any], fds: dict[str, int], agent: socket.socket
     ) -> tuple[dict[str, Any] | None, list[int]]:
         """End, if nothing runs: {"stopped": bool}."""
-        self.stopping = all(p.code is not None or p.pidfd < 0 for p in self.processes.values())
+        self.stopping = all(process.time for process in self.processes.values())
         return {"stopped": self.stopping}, []
 
     # --- children
@@ -253,6 +297,7 @@ class Shim:
             data, fds = b"", []
         if data == child.MASTER:
             process.held["master"] = fds[0]
+            self._keep(process)
         elif data == child.ABOUT_TO_EXEC:
             report.about_to_exec = True
         elif data[:1] == child.FAILED:
@@ -266,7 +311,7 @@ class Shim:
                 process.error = (125, "killed while it was set up (is the memory limit too low?)")
             if process.error is None:
                 self._started(process)
-            elif process.code is not None:
+            elif process.time:
                 self._not_started(process)
 
     def _started(self, process: Process) -> None:
@@ -278,7 +323,7 @@ class Shim:
         if process.pidfd >= 0:
             out["pidfd"] = process.pidfd
         self._send(agent, {"n": number, "pid": process.pid, "fds": list(out)}, list(out.values()))
-        if process.code is not None:
+        if process.time:
             self._tell_exit(process)
 
     def _not_started(self, process: Process) -> None:
@@ -291,17 +336,12 @@ class Shim:
             self._tell_exit(process)
             return
         self._send(agent, {"n": number, "error": text, "code": code})
-        if process.record:
-            _remove_record(process.record)
         self._remove(process)
 
     def _reap(self, fd: int) -> None:
         process = self.by_pidfd.pop(fd)
         self.poll.unregister(fd)
-        info = os.waitid(os.P_PIDFD, fd, os.WEXITED)
-        assert info is not None
-        exited = info.si_code == os.CLD_EXITED
-        process.code = info.si_status if exited else 128 + info.si_status
+        process.code = _reaped(process) if process.ours else _code_of_stranger(process)
         process.time = time.time()
         if process.asked_by is not None:  # its report is still to be read
             if process.error is not None and not self._reporting(process):
@@ -313,18 +353,56 @@ class Shim:
         return any(report.process is process for report in self.reports.values())
 
     def _tell_exit(self, process: Process) -> None:
-        if process.record:
-            _write_record(process.record + ".exit", {"code": process.code, "time": process.time})
+        self._keep(process)
         for agent in list(self.agents.values()):
             self._send(agent, {"event": "exit", **_describe(process)})
 
     def _remove(self, process: Process) -> None:
         if self.processes.get(process.id) is process:
             del self.processes[process.id]
+            if not self.kept.drop(process.id):
+                self._keep_all()
         for fd in (*process.held.values(), process.pidfd):
             if fd >= 0:
                 _close(fd)
         process.held, process.pidfd = {}, -1
+
+
+def _reaped(process: Process) -> int:
+    info = os.waitid(os.P_PIDFD, process.pidfd, os.WEXITED)
+    assert info is not None
+    return info.si_status if info.si_code == os.CLD_EXITED else 128 + info.si_status
+
+
+def _code_of_stranger(process: Process) -> int | None:
+    """Whoever its parent is may be reaping it just now: between two states it tells nothing."""
+    for _ in range(20):
+        status = k.exit_status(process.pid, process.pidfd)
+        if status is not None:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+        time.sleep(0.001)
+    return None
+
+
+def _pidfd_of(told: dict[str, Any]) -> int:
+    """A pidfd of exactly the process on record; -1 where it is gone."""
+    try:
+        pidfd = k.pidfd_open(told["pid"])
+    except ProcessLookupError:
+        return -1
+    try:
+        if start_time(told["pid"]) == told["start"]:
+            return pidfd
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    os.close(pidfd)
+    return -1
+
+
+def _fds(process: Process) -> dict[str, int]:
+    """Everything we hold of it, by name."""
+    return dict(process.held) if process.pidfd < 0 else {**process.held, "pidfd": process.pidfd}
 
 
 def _describe(process: Process) -> dict[str, Any]:
@@ -352,13 +430,6 @@ def _write_record(path: str, body: dict[str, Any]) -> None:
         print(f"cannot write {path}: {error.strerror}", file=sys.stderr)
 
 
-def _remove_record(path: str) -> None:
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        pass
-
-
 def _close(fd: int) -> None:
     try:
         os.close(fd)
@@ -367,7 +438,8 @@ def _close(fd: int) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """`shim --socket PATH [--cgroup DIR]...`: serve until told to stop."""
+    """`shim --socket PATH --keeper PATH --containers DIR [--cgroup DIR]...`: serve until told to
+    stop."""
     values = dict(zip(argv[::2], argv[1::2]))
     path = values["--socket"]
     cgroups = [v for key, v in zip(argv[::2], argv[1::2]) if key == "--cgroup"]
@@ -378,9 +450,11 @@ def main(argv: list[str]) -> int:
     k.prctl(k.PR_SET_DUMPABLE, 0)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    kept = Kept(values["--keeper"])
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     new = path + ".new"
-    _remove_record(new)
+    if os.path.exists(new):
+        os.unlink(new)
     listener.bind(new)
     os.chmod(new, 0o600)
     listener.listen(16)
@@ -388,12 +462,14 @@ def main(argv: list[str]) -> int:
     if os.fork():  # the agent waits for this process only: the shim is nobody's child
         os._exit(0)
     os.setsid()
-    shim = Shim(listener)
+    shim = Shim(listener, kept)
+    shim.take_over(values["--containers"])
     gc.collect()
     gc.disable()
     gc.freeze()
     shim.run()
-    _remove_record(path)
+    kept.stop()
+    os.unlink(path)
     return 0
 
 

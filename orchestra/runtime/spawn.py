@@ -34,6 +34,7 @@ async def start_shim(paths: NodePaths, hierarchy: Hierarchy, cgroup_parent: str)
     group.create()
     directories = [*group.directories(), *_systemd_directories(group.path)]
     command = [sys.executable, "-I", "-S", "-c", _PROGRAM, _TREE, "--socket", paths.shim_socket]
+    command += ["--keeper", paths.keeper_socket, "--containers", f"{paths.run}/containers"]
     for directory in directories:
         command += ["--cgroup", directory]
     interpreter = _read_only_interpreter()

@@ -87,6 +87,16 @@ class Box:
                 return None
             return int(json.loads(link.recv(4096))["pid"])
 
+    def keeper_pid(self) -> int:
+        """By what ps shows, which is its only name."""
+        wanted = f"orchestra.runtime.keeper {self.paths.keeper_socket}".encode()
+        (found,) = (
+            int(name)
+            for name in os.listdir("/proc")
+            if name.isdigit() and _command(name).startswith(wanted)
+        )
+        return found
+
     def close(self) -> None:
         """End everything of this node; a mount or process that stays is an error."""
         hierarchy = find_hierarchy()
@@ -113,6 +123,12 @@ class Box:
                 os.rmdir(path)
         assert str(self.base) not in Path("/proc/self/mountinfo").read_text()
         shutil.rmtree(self.base)
+
+
+def _command(pid: str) -> bytes:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 def wait_gone(pid: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -255,6 +256,8 @@ def test_a_follower_that_leaves_early_closes_the_log(node: Box) -> None:
             await attachment.aclose()
         await runtime.kill(container, 9)
         await finish(runtime, container)
-        assert not runtime._logs
+        links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+        opened = [os.readlink(link) for link in links if os.path.islink(link)]
+        assert not [path for path in opened if node.paths.container(container) in path]
 
     node.run(body)

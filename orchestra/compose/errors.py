@@ -69,4 +69,6 @@ class Problems:
         """Raise what was found so far, in the order of the files' lines."""
         if self.errors:
             order = {e.file: i for i, e in reversed(list(enumerate(self.errors)))}
-            raise ComposeErrors(sorted(self.errors, key=lambda e: (order[e.file], e.line)))
+            raise ComposeErrors(
+                sorted(self.errors, key=lambda e: (order[e.file], e.line, e.column))
+            )

@@ -211,8 +211,7 @@ class _Loading:
         """One document interpolated, checked against the schema and in long forms."""
         before = len(self.problems.errors)
         tree = interpolate(document.tree, self.env.get, self.problems)
-        if len(self.problems.errors) == before:
-            validate(tree, self.problems)
+        validate(tree, self.problems, frozenset(e.key for e in self.problems.errors[before:]))
         if "version" in tree:
             self.problems.warn(f"{tree.places['version'].file}: version is obsolete and ignored")
             del tree["version"]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestra.compose.errors import Problems, meant
 from orchestra.compose.shape import Fits, compile_schema
-from orchestra.compose.tree import Map, Path
+from orchestra.compose.tree import Map, Path, spell
 
 if TYPE_CHECKING:
     from jsonschema.exceptions import ValidationError
@@ -44,8 +44,9 @@ def _fits() -> Fits:
     return compile_schema(schema())
 
 
-def validate(tree: Map, problems: Problems) -> None:
-    """Add every violation of the schema in `tree` to `problems`."""
+def validate(tree: Map, problems: Problems, told: frozenset[str] = frozenset()) -> None:
+    """Add every violation of the schema in `tree` to `problems`, but for keys in `told`: of these
+    it is known already that they are wrong."""
     if _fits()(tree):
         return
     from jsonschema import Draft7Validator
@@ -56,7 +57,8 @@ def validate(tree: Map, problems: Problems) -> None:
     errors = list(validator.iter_errors(_suspects(tree))) or validator.iter_errors(tree)
     for error in errors:
         for path, message in _explain(error, tuple(error.absolute_path)):
-            problems.on(tree, path, message)
+            if spell(path) not in told:
+                problems.on(tree, path, message)
 
 
 def _suspects(tree: Map) -> dict[str, Any]:

@@ -106,19 +106,20 @@ def add(cluster: Context, node: InventoryNode, trust: Trust, install: bool) -> b
     before = next((n for n in nodes if n.name == node.name), None)
     if before is not None:
         node = _again(before, node, keep_key=not (trust.accept_new or trust.fingerprint))
+    tell = report(node.name)
     work = bootstrap.add_node(
         node,
         nodes,
         trust=trust,
         controller_key=cluster.controller_key,
         install=install,
-        report=report(node.name),
+        report=tell,
     )
     added = over_ssh(cluster, work)
     is_new = cluster.name not in context.names()
     context.save(cluster)
     try:
-        client(cluster).put_node(_for_controller(cluster, added.node))
+        status = client(cluster).put_node(_for_controller(cluster, added.node))
     except BaseException:
         if not added.upgraded:
             over_ssh(
@@ -128,6 +129,8 @@ def add(cluster: Context, node: InventoryNode, trust: Trust, install: bool) -> b
             forget(cluster)
         raise
     inventory.save(cluster.inventory, inventory.with_node(nodes, added.node))
+    if not status.id:
+        tell("it belongs to a cluster whose controller is lost: `orchestra cluster adopt`")
     return added
 
 

@@ -45,6 +45,7 @@ NOUNS: dict[str, tuple[str, str]] = {
     "controller": ("controller_cmd", "the cluster's controller"),
     "lab": ("lab", "a cluster of namespace hosts on this machine, to try things on"),
     "agent": ("agent_cmd", "the engine on this host"),
+    "completion": ("completion", "commands, options and names, completed by your shell"),
 }
 
 # Run by other processes of ours, not shown: each is an entry point of `cli.serve`.
@@ -113,6 +114,16 @@ def global_options(parser: argparse.ArgumentParser, short: bool) -> None:
     add("-H", "--host", metavar="URL", help="one engine: unix://PATH")
 
 
+def where_options(parser: argparse.ArgumentParser) -> None:
+    """Let the words after a noun's command say where it acts, unless it has such words itself."""
+    known = parser.format_usage()
+    for name, metavar in (("--cluster", "NAME|FILE"), ("--host", "URL")):
+        if name not in known:
+            parser.add_argument(
+                name, metavar=metavar, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+            )
+
+
 DEFAULTS: dict[str, object] = {
     "file": (),
     "project_name": None,
@@ -149,6 +160,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if before.overview or not word or word == "help":
         print(overview())
         raise SystemExit(0 if before.overview or word == "help" else 2)
+    parser = parser_of(word)
+    if parser is None:
+        print(f"orchestra: {unknown(word)}", file=sys.stderr)
+        raise SystemExit(2)
+    after = parser.parse_args(rest)
+    values = {**DEFAULTS, **vars(before), **vars(after)}
+    values["command"] = word
+    return argparse.Namespace(**values)
+
+
+def parser_of(word: str) -> argparse.ArgumentParser | None:
+    """The parser of what follows a command's word; None where there is no such command."""
     if word in VERBS:
         module = importlib.import_module(f"orchestra.cli.{VERBS[word][0]}")
         parser = argparse.ArgumentParser(prog=f"orchestra {word}", description=VERBS[word][1])
@@ -159,14 +182,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         module = importlib.import_module(f"orchestra.cli.{NOUNS[word][0]}")
         parser = argparse.ArgumentParser(prog=f"orchestra {word}", description=NOUNS[word][1])
         global_options(parser, short=False)
-        module.register(parser.add_subparsers(metavar="COMMAND", required=True))
+        commands = parser.add_subparsers(metavar="COMMAND", required=True)
+        module.register(commands)
+        for command in {id(c): c for c in commands.choices.values()}.values():
+            where_options(command)
     else:
-        print(f"orchestra: {unknown(word)}", file=sys.stderr)
-        raise SystemExit(2)
-    after = parser.parse_args(rest)
-    values = {**DEFAULTS, **vars(before), **vars(after)}
-    values["command"] = word
-    return argparse.Namespace(**values)
+        return None
+    return parser
 
 
 def unknown(word: str) -> str:
@@ -187,6 +209,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from orchestra.cli import serve
 
         return serve.main(arguments)
+    if arguments[:2] == ["completion", "words"]:  # before any parser: these words are not for us
+        from orchestra.cli import completion
+
+        return completion.print_words(arguments[2:])
     from orchestra.model.errors import Invalid, OrchestraError
 
     try:

@@ -295,15 +295,29 @@ class Controller:
                     break
                 await self._moved.wait()
         if self._record_named(node.name) is None:
+            foreign = self._orphaned()
+            if foreign and not self._state.nodes:
+                # The first node of a cluster whose controller was lost: adopting goes through it.
+                return next(row for row in self.nodes() if row.node.name == node.name)
             link.scope.cancel()
             del self._links[node.name]
-            self._refuse_orphaned()
+            if foreign:
+                raise Conflict(
+                    f"cannot add node {node.name}: it belongs to another cluster, whose "
+                    f"generation {foreign} it holds. `orchestra node rm` it there; or, where that "
+                    "cluster's controller is lost, add it to a new one (`orchestra cluster create "
+                    "NAME`) and `orchestra cluster adopt` it or `orchestra node rm --purge` it"
+                )
             if link.refused:
                 raise Conflict(f"cannot add node {node.name}: {link.refused}")
             raise Unavailable(f"cannot add node {node.name}: {link.reason}")
         return next(row for row in self.nodes() if row.node.name == node.name)
 
     async def remove_node(self, name: str, force: bool = False) -> None:
+        if name in self._links and self._record_named(name) is None:
+            self._links.pop(name).scope.cancel()  # it never became a node of this cluster
+            self._changed()
+            return
         record = self._node(name)
         self._refuse_orphaned()
         self._wish(wish.without_node(self._state, record, force))

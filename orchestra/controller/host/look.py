@@ -187,6 +187,6 @@ def try_nftables() -> list[str]:
         works = nft(
             "add table inet probe\nadd chain inet probe c { type nat hook output priority 0; }"
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return ["libnftables"]
     return [] if works else ["nftables"]

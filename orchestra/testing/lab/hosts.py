@@ -43,14 +43,20 @@ ETC = (
     "ld.so.conf",
     "ld.so.conf.d",
     "localtime",
+    "login.defs",
     "nsswitch.conf",
     "os-release",
+    "pam.d",
     "passwd",
     "profile",
     "protocols",
+    "security",
     "services",
     "shells",
     "ssl",
+    "sudo.conf",
+    "sudoers",
+    "sudoers.d",
 )
 
 SSHD_CONFIG = """\

@@ -6,13 +6,24 @@ import argparse
 import sys
 import time
 
+from orchestra.api.blocking import ClusterClient
 from orchestra.cli import project, stack_plan
 from orchestra.cli.progress import follow, waiting_options
 from orchestra.model.cluster import StackPhase, StartTask
+from orchestra.model.errors import NotFound
+from orchestra.model.service import Stack
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     waiting_options(parser)
+
+
+def same(client: ClusterClient, stack: Stack) -> bool:
+    """Whether the cluster has this very stack already."""
+    try:
+        return client.stack(stack.name).stack == stack
+    except NotFound:
+        return False
 
 
 def run(args: argparse.Namespace) -> int:
@@ -24,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     plan = client.plan(loaded.stack)
     if plan.empty:
+        if not same(client, loaded.stack):  # in what starts and stops nothing: depends_on, say
+            client.apply(loaded.stack, plan.generation)
         print(f"{name}: nothing to do")
         return 0
     for line in stack_plan.lines(plan):

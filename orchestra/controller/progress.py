@@ -139,7 +139,7 @@ def look(state: State, view: View, plan: Plan, name: str, notes: Mapping[str, Sh
         phase, text = StackPhase.FAILED, "\n".join(hopeless)
     return Sight(
         Progress(view.now, text, phase, running, desired, slots),
-        tuple(t.task.id for t in failing),
+        tuple(t.task.id for t in failing if t.released),
     )
 
 
@@ -159,7 +159,7 @@ def _clashes(view: View, stack: str) -> list[str]:
         for node in view.nodes.values()
         if node.state is NodeState.READY and node.observed
         for problem in node.observed.problems
-        if problem.startswith("cannot publish ") and f" for {stack}/" in problem
+        if problem.startswith("cannot publish ") and f" for service {stack}/" in problem
     ]
 
 

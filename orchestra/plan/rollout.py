@@ -229,11 +229,10 @@ class Rollout:
             return
         leave = self.board.scheduler.stays(node, self.demand)
         if not leave:
-            there = {**self._pinned().pinned, "its container": (node,)}
             try:
-                self.board.scheduler.place(evolve(self.demand, pinned=there))
-            except NoNode:
-                leave = f"{self.board.node_name(node)} has no room for it any more"
+                self.board.scheduler.place_on(node, self._pinned())
+            except NoNode as error:
+                leave = str(error)
         if leave:
             self._take_over(slot, number, held, leave)
             return
@@ -353,14 +352,13 @@ class Rollout:
         self, slot: str, current: TaskRecord, because: str, changes: tuple[Difference, ...]
     ) -> None:
         node = current.task.node
-        if not ask.is_global(self.service):
-            self.board.scheduler.count(node, self.demand, -1)
-            try:
-                self.board.scheduler.place(self._pinned())
-            except NoNode as error:
-                self.board.scheduler.count(node, self.demand)
-                self._block(slot, str(error))
-                return
+        self.board.scheduler.count(node, self.demand, -1)
+        try:
+            self._node_for(slot)
+        except NoNode as error:
+            self.board.scheduler.count(node, self.demand)
+            self._block(slot, str(error))
+            return
         text = because + "".join(f"\n    {change}" for change in changes)
         self.board.retire(current, text)
 
@@ -413,14 +411,14 @@ class Rollout:
         )
         return True
 
-    def _node_for(self, slot: str, leaving: str) -> str:
+    def _node_for(self, slot: str, leaving: str = "") -> str:
+        """The node for one more task of the slot, which is counted there. Raises NoNode."""
         if not ask.is_global(self.service):
             return self.board.scheduler.place(self._pinned(), leaving)
         name = slot.removeprefix(f"{self.service.name}.")
         for node in self.board.view.nodes.values():
             if node.record.name == name:
-                self.board.scheduler.count(node.record.id, self.demand)
-                return node.record.id
+                return self.board.scheduler.place_on(node.record.id, self.demand)
         raise NoNode(f"{name} is no longer a node of the cluster")
 
     def _pinned(self) -> Demand:

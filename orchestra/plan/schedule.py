@@ -108,6 +108,18 @@ class Scheduler:
         self.count(node, demand)
         return node
 
+    def place_on(self, node: str, demand: Demand) -> str:
+        """As `place`, for a slot that can only be on this one node. Raises NoNode too."""
+        load = self._loads.get(node)
+        if load is None:
+            raise NoNode("its node was removed")
+        refusal = self._refusal(load, demand)
+        if refusal:
+            name = load.view.record.name
+            raise NoNode(f"{name} cannot take it: a node that {refusal.need} is needed")
+        self.count(node, demand)
+        return node
+
     def eligible(self, demand: Demand, availability: Collection[Availability]) -> list[NodeView]:
         """Nodes that satisfy the unchanging filters, whatever their state (global services)."""
         return [

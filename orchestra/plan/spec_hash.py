@@ -3,7 +3,8 @@
 A fingerprint is a flat mapping from key ("environment.GREETING") to text. Only values that differ
 from the model's defaults are in it, so a newer version of orchestra with a new field restarts
 nothing. As in Compose, replicas, depends_on and profiles do not count; the content of configs and
-secrets, the image's manifest and the full names of networks and volumes do.
+secrets, the image's manifest and the full names of networks and volumes do. Placement and
+update_config say where and how tasks come to be, not what they are: they do not count either.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from orchestra.model.cluster import Difference, StackRecord
 from orchestra.model.codec import to_json
 from orchestra.model.service import Service
 
-_IGNORED = frozenset({"name", "replicas", "depends_on", "profiles"})
+_IGNORED = frozenset({"name", "replicas", "depends_on", "profiles", "placement", "update"})
 _DEFAULT = Service(name="")
 _FIELDS = tuple(
     (a.name, getattr(_DEFAULT, a.name)) for a in attrs.fields(Service) if a.name not in _IGNORED

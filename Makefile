@@ -8,7 +8,7 @@ SECONDS ?= 3600
 ONLY    ?=
 
 # Clients, peers and tracers that tests and benchmarks use; orchestra itself needs none of them.
-PEERS   := runc crun docker.io skopeo umoci strace conntrack
+PEERS   := runc crun docker.io skopeo umoci strace conntrack zsh fish
 
 .PHONY: demo demo-down test check bench soak install peers-installed
 

@@ -38,11 +38,11 @@ def register(subparsers: Any) -> None:
     ls.set_defaults(run=run_ls)
 
     inspect = subparsers.add_parser("inspect", help="all that is known of nodes, as JSON")
-    inspect.add_argument("names", nargs="+", metavar="NAME")
+    inspect.add_argument("names", nargs="+", metavar="NODE")
     inspect.set_defaults(run=run_inspect)
 
     rm = subparsers.add_parser("rm", help="take nodes out; their hosts become plain hosts again")
-    rm.add_argument("names", nargs="+", metavar="NAME")
+    rm.add_argument("names", nargs="+", metavar="NODE")
     rm.add_argument("--purge", action="store_true", help="volumes and images too")
     rm.add_argument("--force", action="store_true", help="also with tasks on it, or out of reach")
     rm.set_defaults(run=run_rm)
@@ -52,11 +52,11 @@ def register(subparsers: Any) -> None:
         ("activate", "let it take tasks again"),
     ):
         parser = subparsers.add_parser(word, help=text)
-        parser.add_argument("names", nargs="+", metavar="NAME")
+        parser.add_argument("names", nargs="+", metavar="NODE")
         parser.set_defaults(run=run_drain if word == "drain" else run_activate)
 
     label = subparsers.add_parser("label", help="set labels; KEY- removes one")
-    label.add_argument("name", metavar="NAME")
+    label.add_argument("name", metavar="NODE")
     label.add_argument("labels", nargs="+", metavar="K=V|K-")
     label.set_defaults(run=run_label)
 

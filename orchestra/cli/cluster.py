@@ -21,14 +21,14 @@ def register(subparsers: Any) -> None:
     create.set_defaults(run=run_create)
 
     use = subparsers.add_parser("use", help="make a cluster the current one")
-    use.add_argument("name", metavar="NAME")
+    use.add_argument("name", metavar="CLUSTER")
     use.set_defaults(run=run_use)
 
     adopt = subparsers.add_parser("adopt", help="rebuild the controller's store from the nodes")
     adopt.set_defaults(run=run_adopt)
 
     rm = subparsers.add_parser("rm", help="forget a cluster; its nodes go on as they are")
-    rm.add_argument("name", metavar="NAME")
+    rm.add_argument("name", metavar="CLUSTER")
     rm.set_defaults(run=run_rm)
 
 

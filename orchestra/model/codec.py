@@ -106,7 +106,7 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
         key, item = typing.get_args(hint)
         if not isinstance(data, dict):
             raise CodecError(f"{where}: expected an object, got {data!r}")
-        return {_key(key, k): _decode(item, v, f"{where}.{k}") for k, v in data.items()}
+        return {_key(key, k, where): _decode(item, v, f"{where}.{k}") for k, v in data.items()}
     if origin is frozenset:
         (item,) = typing.get_args(hint)
         return frozenset(_decode(item, v, where) for v in data)
@@ -121,8 +121,11 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
     raise CodecError(f"{where}: no decoder for {hint!r}")
 
 
-def _key(hint: Any, text: str) -> Any:
-    return int(text) if hint is int else text
+def _key(hint: Any, text: str, where: str) -> Any:
+    try:
+        return int(text) if hint is int else text
+    except ValueError:
+        raise CodecError(f"{where}.{text}: expected a number as key") from None
 
 
 def _decode_union(args: tuple[Any, ...], data: Any, where: str) -> Any:

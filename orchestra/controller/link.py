@@ -28,7 +28,8 @@ POLL = 1.0  # seconds that a node may let a report wait when nothing changes
 PATIENCE = 1.0  # seconds beyond it before the agent is called silent
 PUSH = 10.0  # seconds for a node to store an assignment
 PROBE = 1.0  # seconds in which a host must open or refuse a channel
-LOGIN = 3.0  # seconds for a connection attempt
+LOGIN = 25.0  # seconds for a connection attempt; the lease decides when a node is down
+OPEN = 3.0  # seconds for a channel to open, or for a connection's farewell
 FIRST_DELAY = 0.2
 LONGEST_DELAY = 2.0
 SILENT_DELAY = 0.5  # between two questions to a silent agent
@@ -125,7 +126,7 @@ class Link:
         if self._connection is None:
             raise Unavailable(f"node {self.node.name} cannot be reached: {self.reason}")
         try:
-            with trio.fail_after(LOGIN):
+            with trio.fail_after(OPEN):
                 return await self._connection.open_agent()
         except (TransportError, OSError, trio.TooSlowError) as error:
             raise Unavailable(f"node {self.node.name}: {_text(error)}") from error
@@ -156,8 +157,8 @@ class Link:
                         await self._stay(connection)
                     finally:
                         self._connection = self.client = None
-                        # A dead connection's farewell must not take longer than a login.
-                        scope.deadline = trio.current_time() + LOGIN
+                        # A dead connection's farewell must not hold up the next attempt.
+                        scope.deadline = trio.current_time() + OPEN
             except Silence as error:
                 self._note(_text(error))
         if scope.cancelled_caught:

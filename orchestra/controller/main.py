@@ -34,6 +34,7 @@ from orchestra.transport.ssh import SshConnection, connect, ssh_loop
 log = logging.getLogger(__name__)
 
 AGENT_SOCKET = NodePaths().agent_socket
+PATIENCE = 3.0  # seconds to TCP: a host that was cut off is tried again soon after it is back
 
 
 @frozen
@@ -83,7 +84,7 @@ async def serve_controller(
 @asynccontextmanager
 async def ssh_connect(node: InventoryNode) -> AsyncIterator[NodeConnection]:
     """Log in at a node; its pinned key is required."""
-    async with connect(ssh_target(node)) as connection:
+    async with connect(ssh_target(node), patience=PATIENCE) as connection:
         yield _AgentOverSsh(connection)
 
 

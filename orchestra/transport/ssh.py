@@ -3,13 +3,14 @@
 asyncssh runs in one trio-asyncio loop around the whole application (`ssh_loop`). Its callbacks run
 in the trio thread and only fill buffers and set events: sending and receiving never enter asyncio.
 Laws: what asyncio raises stays inside; a cancelled or failed operation leaves no channel and no
-connection behind; every wait has an end (keepalive 15 s x 3, login 20 s).
+connection behind; every wait has an end (TCP 10 s, login 20 s, keepalive 15 s x 3).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -51,7 +52,7 @@ HOST_KEY_ALGORITHMS = (
     "rsa-sha2-256",
 )
 CONNECT_TIMEOUT = 10.0  # seconds to TCP
-LOGIN_TIMEOUT = 20.0  # seconds to a finished login
+LOGIN_TIMEOUT = 20.0  # seconds from there to a finished login: small hosts are slow at it
 KEEPALIVE_INTERVAL = 15.0
 KEEPALIVE_COUNT = 3
 CLOSE_TIMEOUT = 5.0
@@ -339,10 +340,11 @@ def _fingerprint(key_line: str) -> str:
 
 @asynccontextmanager
 async def connect(
-    target: SshTarget, *, accept: Accept | None = None
+    target: SshTarget, *, accept: Accept | None = None, patience: float = CONNECT_TIMEOUT
 ) -> AsyncIterator[SshConnection]:
     """Log in at `target` (through its jump host); the connection ends with the context.
 
+    `patience` is seconds for the host to accept a TCP connection.
     Where `target.host_key` is "", `accept(key line, fingerprint)` is asked about the shown key;
     without it the key is HostKeyUnknown. A jump host may show any key unless one is pinned: it
     only carries a connection that is checked end to end. Raises the TransportErrors.
@@ -350,10 +352,12 @@ async def connect(
     async with AsyncExitStack() as stack:
         tunnel = None
         if target.jump is not None:
-            jump = await stack.enter_async_context(connect(target.jump, accept=_anyone))
+            jump = await stack.enter_async_context(
+                connect(target.jump, accept=_anyone, patience=patience)
+            )
             tunnel = jump._connection
         check = _HostKeyCheck(target, accept)
-        connection = await _log_in(target, check, tunnel)
+        connection = await _log_in(target, check, tunnel, patience)
         try:
             yield SshConnection(target, connection, check)
         finally:
@@ -368,18 +372,21 @@ def _anyone(key: str, fingerprint: str) -> bool:
     return True
 
 
-async def _log_in(target: SshTarget, check: _HostKeyCheck, tunnel: Any) -> Any:
+async def _log_in(target: SshTarget, check: _HostKeyCheck, tunnel: Any, patience: float) -> Any:
     # The pinned kind first, so that the host shows that key if it has it.
     kind = target.host_key.split(" ")[0].replace("ssh-rsa", "rsa-sha2")
     algorithms = sorted(HOST_KEY_ALGORITHMS, key=lambda name: not (kind and kind in name))
     options: dict[str, Any] = {"client_keys": [target.identity]} if target.identity else {}
+    if tunnel is not None:
+        options["tunnel"] = tunnel
+    else:
+        options["sock"] = await _open_tcp(target, patience)
     try:
         return await _in_asyncio(
             lambda: asyncssh.connect(
                 target.host,
                 target.port,
                 username=target.user,
-                tunnel=tunnel or (),
                 config=None,
                 known_hosts=([], [], []),
                 client_factory=lambda: check,
@@ -387,39 +394,66 @@ async def _log_in(target: SshTarget, check: _HostKeyCheck, tunnel: Any) -> Any:
                 server_host_key_algs=algorithms,
                 encryption_algs=list(CIPHERS),
                 compression_algs=["none"],
-                connect_timeout=CONNECT_TIMEOUT,
                 login_timeout=LOGIN_TIMEOUT,
                 keepalive_interval=KEEPALIVE_INTERVAL,
                 keepalive_count_max=KEEPALIVE_COUNT,
                 **options,
             )
         )
-    except asyncssh.HostKeyNotVerifiable as error:
-        raise (check.refusal or Unreachable(f"cannot verify {target.host}: {error}")) from None
-    except asyncssh.PermissionDenied:
-        with_key = f"the key {target.identity}" if target.identity else "the SSH agent's keys"
-        raise AuthenticationFailed(
+    except BaseException as error:
+        if "sock" in options:
+            options["sock"].close()
+        if isinstance(error, (OSError, TimeoutError, asyncssh.Error)):
+            raise _translated(error, target, check) from None
+        raise
+
+
+async def _open_tcp(target: SshTarget, patience: float) -> socket.socket:
+    """Connect; trio tries all of a name's addresses (RFC 8305), which asyncssh does not."""
+    try:
+        with trio.fail_after(patience):
+            stream = await trio.open_tcp_stream(target.host, target.port)
+    except trio.TooSlowError:
+        reason = f"no answer within {patience:g} s: is the host up and the port open?"
+        raise Unreachable(f"cannot reach {target} over SSH: {reason}") from None
+    except OSError as error:
+        raise Unreachable(f"cannot reach {target} over SSH: {_reason(error)}") from None
+    sock = socket.socket(fileno=stream.socket.detach())
+    sock.setblocking(False)
+    return sock
+
+
+def _translated(error: Exception, target: SshTarget, check: _HostKeyCheck) -> TransportError:
+    """What a login's failure means, in our words."""
+    identity = target.identity
+    if isinstance(error, asyncssh.HostKeyNotVerifiable):
+        return check.refusal or Unreachable(f"cannot verify {target.host}: {error}")
+    if isinstance(error, asyncssh.PermissionDenied):
+        with_key = f"the key {identity}" if identity else "the SSH agent's keys"
+        return AuthenticationFailed(
             f"{target.host} does not let {target.user} in with {with_key}: add the public key to "
             f"~{target.user}/.ssh/authorized_keys there, or name another with --identity"
-        ) from None
-    except asyncssh.KeyImportError as error:
-        raise AuthenticationFailed(
-            f"cannot use the private key {target.identity or 'of this user'}: {error}; a key with "
+        )
+    if isinstance(error, asyncssh.KeyImportError):
+        return AuthenticationFailed(
+            f"cannot use the private key {identity or 'of this user'}: {error}; a key with "
             "a passphrase works through ssh-agent"
-        ) from None
-    except (OSError, TimeoutError, asyncssh.Error) as error:
-        if isinstance(error, FileNotFoundError) and target.identity:
-            raise AuthenticationFailed(
-                f"the private key {target.identity} does not exist; name another with --identity"
-            ) from None
-        raise Unreachable(f"cannot reach {target} over SSH: {_reason(error)}") from None
+        )
+    if isinstance(error, FileNotFoundError) and identity:
+        return AuthenticationFailed(
+            f"the private key {identity} does not exist; name another with --identity"
+        )
+    return Unreachable(f"cannot reach {target} over SSH: {_reason(error)}")
 
 
 def _reason(error: BaseException) -> str:
+    cause = error.__cause__  # trio says which of a name's addresses failed how
+    if isinstance(cause, BaseExceptionGroup):
+        return "; ".join(_reason(each) for each in cause.exceptions)
+    if isinstance(cause, OSError):
+        return _reason(cause)
     if isinstance(error, ConnectionRefusedError):
         return "connection refused: is sshd running there, on that port?"
-    if isinstance(error, TimeoutError):
-        return f"no answer within {CONNECT_TIMEOUT:g} s: is the host up and the port open?"
     text = getattr(error, "reason", "") or getattr(error, "strerror", "") or str(error)
     return str(text) or type(error).__name__
 

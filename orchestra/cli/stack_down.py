@@ -26,7 +26,10 @@ def run(args: argparse.Namespace) -> int:
     client.remove_stack(name, args.volumes)
     if args.detach:
         return 0
-    if follow(client, name, args.timeout).phase is not StackPhase.REMOVED:
-        return 1
+    try:
+        if follow(client, name, args.timeout).phase is not StackPhase.REMOVED:
+            return 1
+    except NotFound:
+        pass  # gone before we could look
     print(f"{name}: removed")
     return 0

@@ -11,10 +11,11 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from orchestra.api.blocking import RawStream
+from orchestra.model.errors import OrchestraError
 
 
 def size() -> tuple[int, int]:
@@ -40,14 +41,14 @@ def raw_mode() -> Iterator[None]:
 
 @contextmanager
 def following_size(resize: Callable[[int, int], None]) -> Iterator[None]:
-    """Call `resize` now and whenever the window changes."""
+    """Call `resize` whenever the window changes; that the process ended meanwhile is no error."""
 
     def changed(_signal: int, _frame: FrameType | None) -> None:
-        resize(*size())
+        with suppress(OrchestraError):
+            resize(*size())
 
     before = signal.signal(signal.SIGWINCH, changed)
     try:
-        resize(*size())
         yield
     finally:
         signal.signal(signal.SIGWINCH, before)

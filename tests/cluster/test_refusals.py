@@ -10,14 +10,15 @@ from cluster.conftest import Lab, Stack, lab_process, make_rootfs
 
 pytestmark = pytest.mark.timeout(240)
 
-SLEEPER = "image: busybox\n    command: sleep 1000"
+SLEEPER = "image: busybox\n    command: sleep 1000\n    stop_grace_period: 500ms"
+IMAGES = "/var/lib/orchestra/images"
 
 
 def test_an_unknown_key_is_named_with_its_place(app: Stack) -> None:
     app.write("services:\n  web:\n    image: busybox\n    imag: nginx\n")
     said = app.refused("up", code=2)
     assert f"{app.folder}/compose.yaml:5:5: services.web.imag" in said
-    app.nothing_is_left()
+    app.nothing_is_there()
 
 
 def test_a_cycle_of_dependencies_is_shown(app: Stack) -> None:
@@ -28,7 +29,7 @@ def test_a_cycle_of_dependencies_is_shown(app: Stack) -> None:
     said = app.refused("up", code=2)
     assert "cycle" in said
     assert "a -> b -> c -> a" in said
-    app.nothing_is_left()
+    app.nothing_is_there()
 
 
 def test_an_undefined_network_is_named(app: Stack) -> None:
@@ -36,7 +37,7 @@ def test_an_undefined_network_is_named(app: Stack) -> None:
     said = app.refused("up", code=2)
     assert "services.web.networks" in said
     assert "back" in said and "not defined" in said
-    app.nothing_is_left()
+    app.nothing_is_there()
 
 
 def test_two_services_cannot_publish_one_port(app: Stack) -> None:
@@ -44,9 +45,9 @@ def test_two_services_cannot_publish_one_port(app: Stack) -> None:
         f"services:\n  a:\n    {SLEEPER}\n    ports: ['7070:80']\n"
         f"  b:\n    {SLEEPER}\n    ports: ['7070:80']\n"
     )
-    said = app.refused("up")
-    assert "cannot publish 7070/tcp for app/b: app/a publishes it already" in said
-    app.nothing_is_left()
+    said = app.refused("up", code=2)
+    assert "services.b.ports[0]: port 7070/tcp is already published by service 'a'" in said
+    app.nothing_is_there()
 
 
 def test_a_port_of_another_stack_is_refused_with_its_name(
@@ -59,7 +60,7 @@ def test_a_port_of_another_stack_is_refused_with_its_name(
     said = second.refused("up")
     assert "cannot publish 7071/tcp for second/web: first/web publishes it already" in said
     assert "remove stack first" in said
-    second.nothing_is_left()
+    assert "is not up" in second("ps").stderr
 
 
 def test_a_port_that_a_program_of_a_node_has_is_told_with_the_program(app: Stack, lab: Lab) -> None:
@@ -69,7 +70,7 @@ def test_a_port_that_a_program_of_a_node_has_is_told_with_the_program(app: Stack
     )
     with lab_process(lab, "node3", "python3", "-c", script):
         said = app.refused("up", "--timeout", "60")
-        assert "on node3: cannot publish 7072 for app/web: in use by python3 (pid " in said
+        assert "on node3: cannot publish 7072 for service app/web: in use by python3 (pid" in said
         assert "stop it or choose another port" in said
 
 
@@ -80,6 +81,7 @@ def test_host_ports_that_run_out_are_counted(app: Stack) -> None:
           web:
             image: busybox
             command: sleep 1000
+            stop_grace_period: 500ms
             ports:
               - {target: 80, published: 7073, mode: host}
             deploy: {replicas: 4}
@@ -87,7 +89,7 @@ def test_host_ports_that_run_out_are_counted(app: Stack) -> None:
     )
     said = app.refused("up", "--timeout", "60")
     assert "cannot place web.4: " in said
-    assert "3 of 3 use host port tcp/7073 already" in said
+    assert "no node has host port tcp/7073 free: 3 of 3 lack it" in said
     assert {t["node"] for t in app.tasks().values() if t["node"]} == {"node1", "node2", "node3"}
 
 
@@ -98,11 +100,13 @@ def test_a_constraint_that_nothing_satisfies_is_explained_for_every_node(app: St
           db:
             image: busybox
             command: sleep 1000
+            stop_grace_period: 500ms
             deploy:
               placement: {constraints: ["node.labels.disk == nvme"]}
           big:
             image: busybox
             command: sleep 1000
+            stop_grace_period: 500ms
             deploy:
               placement: {constraints: ["node.labels.disk == ssd"]}
               resources: {reservations: {memory: 900G}}
@@ -124,7 +128,7 @@ def test_an_image_found_nowhere_names_both_ways_out(app: Stack) -> None:
     said = app.refused("up")
     assert "image nowhere/app:7 is neither in the controller's store nor on any node" in said
     assert "orchestra image load" in said and "docker -H ssh://NODE load" in said
-    app.nothing_is_left()
+    app.nothing_is_there()
 
 
 SICK = """
@@ -132,7 +136,7 @@ services:
   web:
     image: busybox
     command: sh -c 'echo cannot reach the database; exec sleep 1000'
-    stop_grace_period: 1s
+    stop_grace_period: 500ms
     healthcheck:
       test: [CMD-SHELL, "echo connection refused; exit 3"]
       interval: 200ms
@@ -140,7 +144,7 @@ services:
   fine:
     image: busybox
     command: sleep 1000
-    stop_grace_period: 1s
+    stop_grace_period: 500ms
 """
 
 
@@ -173,20 +177,25 @@ def test_a_full_disk_of_a_node_is_named_and_healed_when_there_is_room(app: Stack
           big:
             image: big:1
             command: ["/bin/busybox", "sleep", "1000"]
-            stop_grace_period: 1s
+            stop_grace_period: 500ms
             deploy:
               placement: {constraints: ["node.name == node3"]}
         """
     )
-    lab.on("node3", "mount -t tmpfs -o size=2m tmpfs /var/lib/orchestra/images/tmp")
+    lab.on(
+        "node3",
+        f"mount -t tmpfs -o size=4m tmpfs {IMAGES} && cd {IMAGES} && "
+        "mkdir -p tmp blobs/sha256 blobs/sha512 layers",
+    )
     try:
         said = app.refused("up", "--timeout", "60")
         assert "big.1: cannot ship big:1 to node3: " in said
-        assert "No space left on device" in said
-        assert lab.on("node3", "ls /var/lib/orchestra/images/tmp") == ""
+        assert "remove unused images (`image rm`) or enlarge the file system" in said
+        assert "no logs" not in said
+        assert lab.on("node3", f"ls {IMAGES}/tmp") == ""
         assert not app.tasks()["big.1"]["container"]
     finally:
-        lab.on("node3", "umount /var/lib/orchestra/images/tmp")
+        lab.on("node3", f"umount {IMAGES}")
     app.up()
     assert app.tasks()["big.1"]["state"] == "running"
 

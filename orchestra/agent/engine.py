@@ -20,14 +20,18 @@ from orchestra.agent.execs import Execs
 from orchestra.agent.lifecycle import Lifecycle
 from orchestra.agent.names import generate
 from orchestra.agent.plumbing import Plumbing
+from orchestra.agent.rootdiff import changes, size_of
 from orchestra.agent.top import TITLES, rows
+from orchestra.agent.usage import read_usage
 from orchestra.api.engine import (
     Attachment,
+    Change,
     CreateRequest,
     EndpointWish,
     Images,
     LogLine,
     LogOptions,
+    Usage,
 )
 from orchestra.model.assignment import AssignedNetwork
 from orchestra.model.container import (
@@ -39,9 +43,10 @@ from orchestra.model.container import (
     ExecSpec,
     LocalVolume,
 )
-from orchestra.model.errors import Conflict, Invalid
+from orchestra.model.errors import Conflict, Invalid, NotFound
 from orchestra.model.event import Event
 from orchestra.model.node import NodeFacts
+from orchestra.model.paths import NodePaths
 
 CONDITIONS = ("not-running", "next-exit", "removed")
 
@@ -50,8 +55,14 @@ class Engine:
     """Implements the protocol of the same name; texts of errors are those that clients match."""
 
     def __init__(
-        self, parts: Parts, lifecycle: Lifecycle, plumbing: Plumbing, facts: NodeFacts
+        self,
+        paths: NodePaths,
+        parts: Parts,
+        lifecycle: Lifecycle,
+        plumbing: Plumbing,
+        facts: NodeFacts,
     ) -> None:
+        self._paths = paths
         self.facts = facts
         self.images: Images = parts.images
         self._parts = parts
@@ -73,6 +84,8 @@ class Engine:
         image = self.images.get(request.spec.image)
         container_id = new_id()
         name = request.name.removeprefix("/") or generate(self._containers.names)
+        ports = self._plumbing.choose(request.spec.ports, request.port_ranges)
+        request = evolve(request, spec=evolve(request.spec, ports=ports))
         spec = complete(request, image)
         mode, endpoints = self._networks(request)
         spec = evolve(spec, network_mode=mode, endpoints=endpoints)
@@ -192,6 +205,29 @@ class Engine:
         self._lifecycle.tell(live, "top")
         return TITLES, rows(self._runtime.pids(live.id))
 
+    def usage(self, ref: str) -> Usage | None:
+        live = self._containers.find(ref)
+        if not live.running:
+            return None
+        return read_usage(self._runtime, live.id, live.container.pid)
+
+    async def changes(self, ref: str) -> Sequence[tuple[str, Change]]:
+        container = self._containers.find(ref).container
+        upper = f"{self._paths.container(container.id)}/upper"
+        lowers = self._parts.images.lowers(container.spec.image_id)
+        mounted = [m.target for m in container.spec.mounts]
+        mounted += [f.target for f in container.spec.files]
+        return await trio.to_thread.run_sync(changes, upper, lowers, mounted)
+
+    async def sizes(self, ref: str) -> tuple[int, int]:
+        container = self._containers.find(ref).container
+        upper = f"{self._paths.container(container.id)}/upper"
+        own = await trio.to_thread.run_sync(size_of, upper)
+        try:
+            return own, own + self.images.get(container.spec.image_id).size
+        except NotFound:
+            return own, own
+
     # --- exec ------------------------------------------------------------------------------
 
     async def exec_create(self, ref: str, spec: ExecSpec) -> str:
@@ -232,6 +268,9 @@ class Engine:
             raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
         await trio.to_thread.run_sync(self._parts.volumes.remove, name)
         self._parts.events.publish("volume", "destroy", name, {"driver": "local"})
+
+    async def volume_size(self, name: str) -> int:
+        return await trio.to_thread.run_sync(size_of, self._parts.volumes.path(name))
 
     def networks(self) -> Sequence[AssignedNetwork]:
         return self._plumbing.networks()

@@ -160,7 +160,7 @@ async def _assemble(
     await fabric.ensure_resolver()
     nursery.start_soon(lifecycle.watch_exits)
     nursery.start_soon(reconciler.run)
-    engine = Engine(parts, lifecycle, plumbing, facts)
+    engine = Engine(paths, parts, lifecycle, plumbing, facts)
     node = Node(paths, facts, stored, containers, volumes, plumbing, reconciler, lifecycle, changes)
     return engine, node
 

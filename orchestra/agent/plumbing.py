@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 
 import trio
 from attrs import evolve
@@ -275,6 +276,28 @@ class Plumbing:
             ports.append(port)
         return tuple(ports)
 
+    def choose(
+        self, ports: Sequence[Port], ranges: Mapping[int, tuple[int, int]]
+    ) -> tuple[Port, ...]:
+        """Give each port of `ranges` (by place) a number of its span; Conflict if none is free."""
+        taken = {(p.protocol, p.port) for p in self.assignment.published}
+        for live in self._containers:
+            taken |= {(p.protocol, p.published or 0) for p in live.container.spec.ports}
+        chosen = list(ports)
+        for place, (first, last) in ranges.items():
+            port = ports[place]
+            for number in range(first, last + 1):
+                if (port.protocol, number) not in taken and _is_free(port, number):
+                    break
+            else:
+                raise Conflict(
+                    f"no port of {first}-{last} is free on this node for {port.target}/"
+                    f"{port.protocol}: choose another range, or leave it out to get any port"
+                )
+            taken.add((port.protocol, number))
+            chosen[place] = evolve(port, published=number)
+        return tuple(chosen)
+
     def _check_published(self, container: Container, ports: Sequence[Port]) -> None:
         label = f"container {container.name}"
         if found := [p for p in self.problems if label in p]:
@@ -299,6 +322,17 @@ def _free_port(protocol: str, taken: dict[tuple[str, int | None], str]) -> int:
     port = random.choice(free)
     taken[protocol, port] = "this container"
     return port
+
+
+def _is_free(port: Port, number: int) -> bool:
+    """Whether no program of the host has the port (bind(2))."""
+    kind = socket.SOCK_DGRAM if port.protocol == "udp" else socket.SOCK_STREAM
+    with socket.socket(socket.AF_INET, kind) as probe:
+        try:
+            probe.bind((port.host_ip or "0.0.0.0", number))
+        except OSError:
+            return False
+    return True
 
 
 def _wished_address(container: Container, network_name: str) -> str:

@@ -6,9 +6,10 @@ import json
 import time
 from collections.abc import AsyncIterator, Mapping
 
+import trio
 from attrs import frozen
 
-from orchestra.api import render, select
+from orchestra.api import render, render_stats, select
 from orchestra.api.answers import answer, nothing, stream
 from orchestra.api.call import Call
 from orchestra.api.create import create_request, exec_spec
@@ -18,13 +19,15 @@ from orchestra.api.table import Table
 from orchestra.api.words import rfc3339_ns
 from orchestra.model.assignment import AssignedNetwork
 from orchestra.model.container import Container
-from orchestra.model.errors import Invalid, NotFound
+from orchestra.model.errors import Conflict, Invalid, NotFound
 from orchestra.wire.frames import frame
+from orchestra.wire.jsonlines import json_line
 from orchestra.wire.message import Headers, Hijack, Response
 
 RAW = "application/vnd.docker.raw-stream"
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 CONDITIONS = ("not-running", "next-exit", "removed")
+SAMPLE = 1.0  # seconds between two samples of `stats`
 
 
 def stream_type(tty: bool, version: tuple[int, int]) -> str:
@@ -53,6 +56,9 @@ class ContainerRoutes:
             ("POST", "/containers/{name}/resize", self.resize),
             ("GET", "/containers/{name}/logs", self.logs),
             ("GET", "/containers/{name}/top", self.top),
+            ("GET", "/containers/{name}/stats", self.stats),
+            ("GET", "/containers/{name}/changes", self.changes),
+            ("POST", "/containers/prune", self.prune),
             ("POST", "/containers/{name}/exec", self.exec_create),
             ("DELETE", "/containers/{name}", self.remove),
             ("POST", "/exec/{name}/start", self.exec_start),
@@ -72,10 +78,18 @@ class ContainerRoutes:
         )
         networks, now = self._networks(), time.time()
         rows = [
-            render.container_row(c, now, networks, call.version, self._moved(c.spec.image, c))
+            render.container_row(
+                c, now, networks, call.version, self._moved(c.spec.image, c), self._places()
+            )
             for c in found
         ]
+        if call.flag("size"):
+            for row in rows:
+                row["SizeRw"], row["SizeRootFs"] = await self.engine.sizes(row["Id"])
         return answer(rows)
+
+    def _places(self) -> Mapping[str, str]:
+        return {volume.name: volume.mountpoint for volume in self.engine.volumes()}
 
     def _image_id(self, ref: str) -> str:
         try:
@@ -99,7 +113,12 @@ class ContainerRoutes:
 
     async def inspect(self, call: Call) -> Response:
         container = self.engine.container(call.name)
-        return answer(render.container_inspect(container, self._networks(), call.version))
+        value = render.container_inspect(
+            container, self._networks(), call.version, places=self._places()
+        )
+        if call.flag("size"):
+            value["SizeRw"], value["SizeRootFs"] = await self.engine.sizes(container.id)
+        return answer(value)
 
     async def start(self, call: Call) -> Response:
         return nothing(204 if await self.engine.start(call.name) else 304)
@@ -194,6 +213,51 @@ class ContainerRoutes:
             raise Invalid("ps_args other than -ef are not served")
         titles, rows = await self.engine.top(call.name)
         return answer({"Titles": list(titles), "Processes": [list(row) for row in rows]})
+
+    async def stats(self, call: Call) -> Response:
+        container = self.engine.container(call.name)
+        is_stream, one_shot = call.flag("stream", True), call.flag("one-shot")
+        if is_stream:
+            return stream(self._samples(container.id))
+        before = None if one_shot else self.engine.usage(container.id)
+        if before is not None:
+            await trio.sleep(SAMPLE)
+        now = self.engine.usage(container.id)
+        return answer(render_stats.stats_value(container, now, before))
+
+    async def _samples(self, container_id: str) -> AsyncIterator[bytes]:
+        """One sample each second while the container exists; zeros while it does not run."""
+        before = None
+        while True:
+            try:
+                container, now = (
+                    self.engine.container(container_id),
+                    self.engine.usage(container_id),
+                )
+            except NotFound:
+                return
+            yield json_line(render_stats.stats_value(container, now, before))
+            before = now
+            await trio.sleep(SAMPLE)
+
+    async def changes(self, call: Call) -> Response:
+        found = await self.engine.changes(call.name)
+        return answer([{"Path": path, "Kind": kind.value} for path, kind in found] or None)
+
+    async def prune(self, call: Call) -> Response:
+        filters = call.filters(select.PRUNE_KEYS)
+        removed, reclaimed = [], 0
+        for container in self.engine.containers():
+            if container.task or not select.prunable(container, filters, time.time()):
+                continue
+            try:
+                size, _ = await self.engine.sizes(container.id)
+                await self.engine.remove(container.id)
+            except (NotFound, Conflict):
+                continue  # somebody removed or started it meanwhile
+            removed.append(container.id)
+            reclaimed += size
+        return answer({"ContainersDeleted": removed or None, "SpaceReclaimed": reclaimed})
 
     async def exec_create(self, call: Call) -> Response:
         spec = exec_spec(await call.object())

@@ -44,7 +44,6 @@ REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("Isolation", ("default",), "there is one kind of isolation on Linux"),
     ("VolumeDriver", ("local",), "use the local driver"),
     ("StorageOpt", (), "there is no size limit on a container's root"),
-    ("PublishAllPorts", (), "publish each port with -p"),
 )
 WARNED = (
     "BlkioWeight",
@@ -140,6 +139,7 @@ def create_request(name: str, body: Mapping[str, Any]) -> tuple[CreateRequest, l
         entrypoint_given=body.get("Entrypoint") is not None,
         cmd_given=body.get("Cmd") is not None,
         networks=_networks(body, network_mode),
+        port_ranges=_port_ranges(_object(host, "PortBindings")),
         body=body,
     )
     return request, warnings + notes
@@ -330,22 +330,41 @@ def _ports(bindings: Mapping[str, Any]) -> tuple[Port, ...]:
         if not number.isdigit() or not 0 < int(number) < 65536 or protocol not in ("tcp", "udp"):
             raise Invalid(f"invalid port specification: {key!r}; expected PORT/tcp or PORT/udp")
         for wish in _objects(bindings, key) or [{}]:
-            text = _text(wish, "HostPort")
-            if text and (not text.isdigit() or int(text) > 65535):
-                raise Invalid(
-                    f"invalid port specification: {text!r}; give one number (0 or nothing: any)"
-                )
+            first, last = _span(_text(wish, "HostPort"))
             host = _text(wish, "HostIp")
             ports.append(
                 Port(
                     target=int(number),
-                    published=int(text or 0) or None,
+                    published=first if first == last else None,
                     protocol=protocol,
                     mode=PortMode.HOST,
                     host_ip="" if host == "0.0.0.0" else host,
                 )
             )
     return tuple(ports)
+
+
+def _port_ranges(bindings: Mapping[str, Any]) -> dict[int, tuple[int, int]]:
+    """The spans that ports without a number of their own are to be chosen from, by their place."""
+    wishes = [wish for key in bindings for wish in _objects(bindings, key) or [{}]]
+    spans = (_span(_text(wish, "HostPort")) for wish in wishes)
+    return {i: (a, b) for i, (a, b) in enumerate(spans) if a and b and a != b}
+
+
+def _span(text: str) -> tuple[int | None, int | None]:
+    """ "8080", "8000-8010"; (None, None) for nothing and "0", which mean any."""
+    first, dash, last = text.partition("-")
+    if not text or text == "0":
+        return None, None
+    numbers = (first, last if dash else first)
+    if not all(n.isascii() and n.isdigit() and 0 < int(n) < 65536 for n in numbers):
+        raise Invalid(
+            f"invalid port specification: {text!r}; give a number, or two as FIRST-LAST "
+            "(0 or nothing: any)"
+        )
+    if int(numbers[0]) > int(numbers[1]):
+        raise Invalid(f"invalid port specification: {text!r}: the range ends before it begins")
+    return int(numbers[0]), int(numbers[1])
 
 
 def _networks(body: Mapping[str, Any], network_mode: str) -> dict[str, EndpointWish]:

@@ -8,6 +8,7 @@ match (see the API notes in docs/api.md).
 
 from __future__ import annotations
 
+import enum
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -33,7 +34,8 @@ class CreateRequest:
 
     `spec` holds what the request says (args = Cmd, entrypoint = Entrypoint, "" and () where it is
     silent); the engine completes it with the image's configuration. `networks` maps network names
-    to wished aliases and address. `body` is kept for inspect.
+    to wished aliases and address. `port_ranges` are the spans, first to last, that ports without
+    a number are to be chosen from. `body` is kept for inspect.
     """
 
     name: str
@@ -41,6 +43,7 @@ class CreateRequest:
     entrypoint_given: bool
     cmd_given: bool
     networks: Mapping[str, EndpointWish] = field(factory=dict)
+    port_ranges: Mapping[int, tuple[int, int]] = field(factory=dict)  # place in spec.ports
     body: Mapping[str, Any] = field(factory=dict)
 
 
@@ -68,6 +71,49 @@ class LogLine:
     stream: int  # 1 stdout, 2 stderr
     time_ns: int
     data: bytes
+
+
+@frozen
+class Traffic:
+    """What one interface of a container received and sent since it was made."""
+
+    rx_bytes: int = 0
+    rx_packets: int = 0
+    rx_errors: int = 0
+    rx_dropped: int = 0
+    tx_bytes: int = 0
+    tx_packets: int = 0
+    tx_errors: int = 0
+    tx_dropped: int = 0
+
+
+@frozen
+class Usage:
+    """What a running container uses, at one moment. Nanoseconds, bytes, Unix seconds."""
+
+    time: float
+    host_cpu: int  # of all processors, idle time too
+    host_cpus: int
+    host_memory: int
+    cpu_total: int = 0
+    cpu_user: int = 0
+    cpu_system: int = 0
+    throttled_periods: int = 0
+    memory: int = 0
+    memory_limit: int = 0  # 0 = none
+    memory_details: Mapping[str, int] = field(factory=dict)
+    pids: int = 0
+    pids_limit: int = 0  # 0 = none
+    block_io: Sequence[tuple[int, int, str, int]] = ()  # major, minor, "read"|"write", bytes
+    networks: Mapping[str, Traffic] = field(factory=dict)  # by interface
+
+
+class Change(enum.Enum):
+    """How a path of a container differs from its image; Docker's numbers."""
+
+    MODIFIED = 0
+    ADDED = 1
+    DELETED = 2
 
 
 class Attachment(Protocol):
@@ -133,6 +179,17 @@ class Engine(Protocol):
     async def resize(self, ref: str, rows: int, columns: int) -> None: ...
     def logs(self, ref: str, options: LogOptions) -> AsyncIterator[LogLine]: ...
     async def top(self, ref: str) -> tuple[Sequence[str], Sequence[Sequence[str]]]: ...
+    def usage(self, ref: str) -> Usage | None:
+        """None where it does not run."""
+        ...
+
+    async def changes(self, ref: str) -> Sequence[tuple[str, Change]]:
+        """What it changed in its image's files, by path; parents come with what is in them."""
+        ...
+
+    async def sizes(self, ref: str) -> tuple[int, int]:
+        """Bytes of what it wrote itself, and of that and its image's layers together."""
+        ...
 
     # exec
     async def exec_create(self, ref: str, spec: ExecSpec) -> str: ...
@@ -156,6 +213,10 @@ class Engine(Protocol):
     ) -> LocalVolume: ...
     def volume(self, name: str) -> LocalVolume: ...
     async def volume_remove(self, name: str, force: bool = False) -> None: ...
+    async def volume_size(self, name: str) -> int:
+        """Bytes of the files in it."""
+        ...
+
     def networks(self) -> Sequence[AssignedNetwork]: ...
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from attrs import frozen
 
-from orchestra.api import render_host, select
+from orchestra.api import render, render_host, select
 from orchestra.api.answers import answer, nothing, stream
-from orchestra.api.call import Call, Filters
+from orchestra.api.call import Call, Filters, flag
 from orchestra.api.create import NAME
 from orchestra.api.engine import Engine
 from orchestra.api.table import Table
-from orchestra.model.errors import Invalid, NotFound
+from orchestra.model.errors import Conflict, Invalid, NotFound
 from orchestra.model.event import Event
 from orchestra.model.node import NodeFacts
 from orchestra.wire.jsonlines import json_line
@@ -66,6 +67,9 @@ class HostRoutes:
             ("POST", "/volumes/create", self.volume_create),
             ("GET", "/volumes/{name}", self.volume),
             ("DELETE", "/volumes/{name}", self.volume_remove),
+            ("POST", "/volumes/prune", self.volume_prune),
+            ("POST", "/networks/prune", self.network_prune),
+            ("GET", "/system/df", self.disk),
         ]
 
     async def info(self, call: Call) -> Response:
@@ -133,6 +137,62 @@ class HostRoutes:
     async def volume_remove(self, call: Call) -> Response:
         await self.engine.volume_remove(call.name, force=call.flag("force"))
         return nothing()
+
+    async def volume_prune(self, call: Call) -> Response:
+        """Unused anonymous volumes; with `all=true`, and before API 1.42, the named ones too."""
+        filters = call.filters(select.PRUNE_KEYS)
+        every = call.version < (1, 42) or flag(filters.get("all", ("false",))[-1])
+        used = {v for c in self.engine.containers() for v in c.volumes.values()}
+        gone, reclaimed = [], 0
+        for volume in self.engine.volumes():
+            if volume.name in used or not (volume.anonymous or every):
+                continue
+            if select.is_kept(volume.created, volume.labels, filters, time.time()):
+                continue
+            try:
+                size = await self.engine.volume_size(volume.name)
+                await self.engine.volume_remove(volume.name)
+            except (NotFound, Conflict):
+                continue  # gone, or in use by now
+            gone.append(volume.name)
+            reclaimed += size
+        return answer({"VolumesDeleted": gone, "SpaceReclaimed": reclaimed})
+
+    async def network_prune(self, call: Call) -> Response:
+        """Networks come and go with their stacks: there is never an unused one."""
+        call.filters(select.PRUNE_KEYS)
+        return answer({"NetworksDeleted": None})
+
+    async def disk(self, call: Call) -> Response:
+        """What images, containers and volumes take on the disk."""
+        engine, wanted = self.engine, set(call.texts("type"))
+        containers, images = engine.containers(), engine.images.list()
+        networks = {network.id: network for network in engine.networks()}
+        places = {volume.name: volume.mountpoint for volume in engine.volumes()}
+        value: dict[str, Any] = {
+            "LayersSize": 0,
+            "Images": [],
+            "Containers": [],
+            "Volumes": [],
+            "BuildCache": [],
+        }
+        if not wanted or "image" in wanted:
+            value["LayersSize"] = sum(image.size for image in images)
+            for image in images:
+                count = sum(c.spec.image_id == image.id for c in containers)
+                row = render_host.image_row(image, call.version)
+                value["Images"].append(row | {"Containers": count, "SharedSize": 0})
+        if not wanted or "container" in wanted:
+            for c in containers:
+                own, whole = await engine.sizes(c.id)
+                row = render.container_row(c, time.time(), networks, call.version, places=places)
+                value["Containers"].append(row | {"SizeRw": own, "SizeRootFs": whole})
+        if not wanted or "volume" in wanted:
+            for volume in engine.volumes():
+                count = sum(volume.name in c.volumes.values() for c in containers)
+                usage = {"Size": await engine.volume_size(volume.name), "RefCount": count}
+                value["Volumes"].append(render_host.volume_value(volume) | {"UsageData": usage})
+        return answer(value)
 
 
 def _event_type(accept: str) -> tuple[str, bytes]:

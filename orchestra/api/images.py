@@ -9,10 +9,10 @@ from attrs import frozen
 
 from orchestra.api import render_host, select
 from orchestra.api.answers import answer, nothing, stream
-from orchestra.api.call import Call
+from orchestra.api.call import Call, flag
 from orchestra.api.engine import Images
 from orchestra.api.table import Table
-from orchestra.model.errors import Invalid, NotFound
+from orchestra.model.errors import Conflict, Invalid, NotFound
 from orchestra.wire.jsonlines import json_line
 from orchestra.wire.message import Response
 
@@ -36,6 +36,7 @@ class ImageRoutes:
             ("GET", "/images/{name}/json", self.inspect),
             ("GET", "/images/{name}/history", self.history),
             ("POST", "/images/{name}/tag", self.tag),
+            ("POST", "/images/prune", self.prune),
             ("DELETE", "/images/{name}", self.remove),
         ]
 
@@ -91,6 +92,25 @@ class ImageRoutes:
     async def remove(self, call: Call) -> Response:
         gone = await self.images.remove(call.names["name"], call.flag("force"), self.in_use())
         return answer([{verb: what} for verb, what in gone])
+
+    async def prune(self, call: Call) -> Response:
+        """Images without a name, or with `dangling=false` all that no container uses."""
+        filters = call.filters(select.PRUNE_KEYS)
+        every = not flag(filters.get("dangling", ("true",))[-1])
+        gone: list[tuple[str, str]] = []
+        reclaimed, used = 0, self.in_use()
+        for image in self.images.list():
+            if image.id in used or (image.names and not every):
+                continue
+            if select.is_kept(image.created, image.config.labels, filters, time.time()):
+                continue
+            try:
+                gone += await self.images.remove(image.id, True, used)
+            except (NotFound, Conflict):
+                continue  # gone, or in use by now
+            reclaimed += image.size
+        rows = [{verb: what} for verb, what in gone]
+        return answer({"ImagesDeleted": rows or None, "SpaceReclaimed": reclaimed})
 
 
 def _loaded(name: str) -> str:

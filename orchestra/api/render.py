@@ -275,14 +275,17 @@ def _network_mode(mode: str, version: Version) -> str:
     return mode
 
 
-def mounts(container: Container) -> list[dict[str, Any]]:
-    return [_mount(m, container.volumes.get(m.target, m.source)) for m in container.spec.mounts]
+def mounts(container: Container, places: Mapping[str, str] = {}) -> list[dict[str, Any]]:
+    """`Mounts`; `places` are the directories of volumes by name."""
+    return [
+        _mount(m, container.volumes.get(m.target, m.source), places) for m in container.spec.mounts
+    ]
 
 
-def _mount(mount: Mount, source: str) -> dict[str, Any]:
+def _mount(mount: Mount, source: str, places: Mapping[str, str]) -> dict[str, Any]:
     out: dict[str, Any] = {"Type": mount.type.value}
     if mount.type is MountType.VOLUME:
-        out |= {"Name": source, "Source": source, "Driver": "local"}
+        out |= {"Name": source, "Source": places.get(source, ""), "Driver": "local"}
     else:
         out["Source"] = source
     propagation = mount.propagation or ("rprivate" if mount.type is MountType.BIND else "")
@@ -413,8 +416,9 @@ def container_inspect(
     networks: Networks,
     version: Version = (1, 47),
     execs: tuple[str, ...] = (),
+    places: Mapping[str, str] = {},
 ) -> dict[str, Any]:
-    """`GET /containers/{id}/json`."""
+    """`GET /containers/{id}/json`; `places` are the directories of volumes by name."""
     spec = container.spec
     return {
         "Id": container.id,
@@ -437,7 +441,7 @@ def container_inspect(
         "ExecIDs": list(execs) or None,
         "HostConfig": host_config(container, version),
         "GraphDriver": {"Name": "overlay2", "Data": None},
-        "Mounts": mounts(container),
+        "Mounts": mounts(container, places),
         "Config": config(container),
         "NetworkSettings": network_settings(container, networks, version),
     }
@@ -449,6 +453,7 @@ def container_row(
     networks: Networks,
     version: Version = (1, 47),
     image: str = "",
+    places: Mapping[str, str] = {},
 ) -> dict[str, Any]:
     """One entry of `GET /containers/json`; `image` where the tag has moved on to another one."""
     spec = container.spec
@@ -465,7 +470,7 @@ def container_row(
         "Status": status_text(container, now),
         "HostConfig": {"NetworkMode": _network_mode(spec.network_mode, version)},
         "NetworkSettings": {"Networks": endpoints(container, networks, version)},
-        "Mounts": mounts(container),
+        "Mounts": mounts(container, places),
     }
 
 

@@ -39,6 +39,7 @@ CONTAINER_KEYS = frozenset(
         "isolation",
     }
 )
+PRUNE_KEYS = frozenset({"until", "label", "label!", "dangling", "all"})
 IMAGE_KEYS = frozenset({"dangling", "label", "before", "since", "reference", "until"})
 VOLUME_KEYS = frozenset({"dangling", "driver", "label", "name"})
 NETWORK_KEYS = frozenset({"dangling", "driver", "id", "label", "name", "scope", "type"})
@@ -70,6 +71,22 @@ def has_labels(labels: Mapping[str, str], wanted: Iterable[str]) -> bool:
         if key not in labels or (equals and labels[key] != value):
             return False
     return True
+
+
+def is_kept(created: float, labels: Mapping[str, str], filters: Filters, now: float) -> bool:
+    """Whether the filters `until`, `label` and `label!` of a prune keep something from it."""
+    if any(created >= moment(v, now) for v in filters.get("until", ())):
+        return True
+    if not has_labels(labels, filters.get("label", ())):
+        return True
+    return any(has_labels(labels, (text,)) for text in filters.get("label!", ()))
+
+
+def prunable(container: Container, filters: Filters, now: float) -> bool:
+    """Whether `docker container prune` removes it: it does not run and nothing keeps it."""
+    status = container.status
+    ended = status in (ContainerStatus.CREATED, ContainerStatus.EXITED, ContainerStatus.DEAD)
+    return ended and not is_kept(container.created, container.spec.labels, filters, now)
 
 
 def image_key(name: str) -> str:

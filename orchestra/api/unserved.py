@@ -19,18 +19,14 @@ BUILD = (
 )
 NETWORK = "networks are made by stacks: declare it in a compose file and `orchestra up`"
 COPY = "files cannot be copied yet: mount a volume, or pipe through `docker exec -i ... tar`"
-LATER = "this engine does not serve it yet"
 
 ROUTES: tuple[tuple[str, str, str], ...] = (
     ("HEAD", "/containers/{name}/archive", COPY),
     ("GET", "/containers/{name}/archive", COPY),
     ("PUT", "/containers/{name}/archive", COPY),
     ("GET", "/containers/{name}/export", COPY),
-    ("GET", "/containers/{name}/changes", LATER),
-    ("GET", "/containers/{name}/stats", f"{LATER}; /containers/NAME/top lists the processes"),
     ("GET", "/containers/{name}/attach/ws", "attach over the hijacked connection instead"),
     ("POST", "/containers/{name}/update", "create the container anew with other limits"),
-    ("POST", "/containers/prune", "remove containers by name"),
     ("POST", "/commit", BUILD),
     ("POST", "/build", BUILD),
     ("POST", "/build/prune", BUILD),
@@ -38,18 +34,14 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("POST", "/session", f"{BUILD}. Set DOCKER_BUILDKIT=0"),
     ("POST", "/grpc", f"{BUILD}. Set DOCKER_BUILDKIT=0"),
     ("POST", "/images/{name}/push", "save the image with `docker save` and load it elsewhere"),
-    ("POST", "/images/prune", "remove images by name"),
     ("GET", "/images/search", "there is no registry to search"),
     ("GET", "/distribution/{name}/json", "there is no registry to ask"),
     ("POST", "/auth", "there is no registry to log in to"),
     ("POST", "/networks/create", NETWORK),
     ("POST", "/networks/{name}/connect", "name all networks when creating the container"),
     ("POST", "/networks/{name}/disconnect", "create the container anew without the network"),
-    ("POST", "/networks/prune", NETWORK),
     ("DELETE", "/networks/{name}", "networks go with their stack: `orchestra down`"),
-    ("POST", "/volumes/prune", "remove volumes by name"),
     ("PUT", "/volumes/{name}", "cluster volumes belong to Swarm"),
-    ("GET", "/system/df", LATER),
 )
 
 

@@ -339,3 +339,79 @@ def test_running_out_of_memory_is_told_apart(host):
     assert state["ExitCode"] != 0
     assert state["OOMKilled"], state
     assert "oom" in events_of(host, container_id, since)
+
+
+def test_a_published_range_takes_the_first_free_port_and_p_publishes_what_is_exposed(host):
+    holder = subprocess.Popen(
+        host.enter("/bin/busybox", "nc", "-l", "-p", "8200"), stdin=subprocess.PIPE
+    )
+    try:
+        listening = ("sh", "-c", "grep -i :2008 /proc/net/tcp /proc/net/tcp6")
+        wait_until(
+            lambda: subprocess.run(host.enter(*listening), capture_output=True).returncode == 0, 5
+        )
+        words = ("-p", "8200-8202:80", "busybox", "sleep", "60")
+        for name, port in (("one", "8201"), ("two", "8202")):
+            done = host.docker("run", "-d", "--name", name, *words)
+            assert done.returncode == 0, done.stderr
+            bound = host.inspect(name)["NetworkSettings"]["Ports"]["80/tcp"]
+            assert {b["HostPort"] for b in bound} == {port}
+        done = host.docker("run", "-d", *words)
+        assert "no port of 8200-8202 is free" in done.stderr
+    finally:
+        pid = host.pid_of("/bin/busybox nc -l -p 8200")
+        subprocess.run(host.enter("kill", str(pid)), check=True)
+        holder.wait()
+        holder.stdin.close()
+    done = host.docker(
+        "run", "-d", "-P", "--expose", "90", "--name", "all", "busybox", "sleep", "60"
+    )
+    assert done.returncode == 0, done.stderr
+    told = host.docker("port", "all").stdout
+    assert told.startswith("90/tcp -> 0.0.0.0:"), told
+
+
+def test_a_volumes_mount_names_its_directory(host):
+    host.run_container("sleep", "60", name="mounted", host={"Binds": ["data2:/d"]})
+    (mount,) = host.inspect("mounted")["Mounts"]
+    assert (mount["Name"], mount["Destination"]) == ("data2", "/d")
+    assert mount["Source"] == host.ok("GET", "/volumes/data2")["Mountpoint"]
+    (row,) = host.ok("GET", "/containers/json")
+    assert row["Mounts"] == [mount]
+
+
+def test_docker_stats_shows_what_a_container_uses(host):
+    host.run_container("sh", "-c", "while :; do :; done", name="spinner")
+    done = host.docker("stats", "--no-stream", "--format", "{{.Name}} {{.CPUPerc}} {{.PIDs}}")
+    name, share, processes = done.stdout.split()
+    assert (name, processes) == ("spinner", "1"), done.stdout + done.stderr
+    assert float(share.rstrip("%")) > 1
+    value = host.ok("GET", "/containers/spinner/stats?stream=0&one-shot=1")
+    assert value["memory_stats"]["usage"] > 0 and "eth0" in value["networks"]
+
+
+def test_docker_diff_names_what_was_added_changed_and_deleted(host):
+    script = "mkdir /made && echo x > /made/file && echo y >> /etc/passwd && rm /bin/vi"
+    host.run_container("sh", "-c", script, name="changed", host={"Binds": ["data3:/mnt/data"]})
+    exited(host, "changed")
+    done = host.docker("diff", "changed")
+    assert sorted(done.stdout.splitlines()) == [
+        "A /made", "A /made/file", "C /bin", "C /etc", "C /etc/passwd", "D /bin/vi",
+    ]  # fmt: skip
+
+
+def test_what_is_not_used_is_pruned_and_counted(host):
+    host.run_container("sh", "-c", "head -c 100000 /dev/zero > /big", name="ended")
+    host.run_container("sleep", "60", name="stays", host={"Binds": ["data4:/d"]})
+    exited(host, "ended")
+    host.ok("POST", "/volumes/create", {"Name": "unused"})
+    done = host.docker("system", "df", "--format", "{{.Type}} {{.TotalCount}} {{.Active}}")
+    assert done.stdout.splitlines()[:2] == ["Images 1 1", "Containers 2 1"], done.stderr
+    done = host.ok("POST", "/containers/prune")
+    assert done["SpaceReclaimed"] >= 100000 and len(done["ContainersDeleted"]) == 1
+    assert host.state_of("stays")["Running"]
+    filters = urllib.parse.quote(json.dumps({"all": ["true"]}))
+    done = host.ok("POST", f"/volumes/prune?filters={filters}")
+    assert "unused" in done["VolumesDeleted"] and "data4" not in done["VolumesDeleted"]
+    assert host.docker("image", "prune", "-f").returncode == 0
+    assert host.docker("network", "prune", "-f").returncode == 0

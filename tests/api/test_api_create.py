@@ -183,7 +183,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(field: str) -> None:
         ({"Binds": ["/a:x"]}, {}, "must be absolute"),
         ({"Mounts": [{"Type": "npipe", "Target": "/x"}]}, {}, "'npipe' is not served"),
         ({"PortBindings": {"http/tcp": []}}, {}, "invalid port specification: 'http/tcp'"),
-        ({"PortBindings": {"80/tcp": [{"HostPort": "1-2"}]}}, {}, "give one number"),
+        ({"PortBindings": {"80/tcp": [{"HostPort": "a"}]}}, {}, "give a number"),
         ({"SecurityOpt": ["selinux=x"]}, {}, "invalid --security-opt"),
         ({}, {"Healthcheck": {"Test": ["RUN", "x"]}}, "Unknown healthcheck type 'RUN'"),
         ({}, {"Env": "A=b"}, "Env: expected a list of texts"),
@@ -198,6 +198,26 @@ def test_bad_values_name_themselves(host: dict[str, Any], body: dict[str, Any], 
 def test_names_are_of_dockers_alphabet(name: str) -> None:
     with pytest.raises(Invalid, match="Invalid container name"):
         create_request(name, UNSET)
+
+
+@pytest.mark.parametrize(
+    ("text", "port", "span"),
+    [("8080", 8080, None), ("", None, None), ("0", None, None), ("8000-8010", None, (8000, 8010)),
+     ("8000-8000", 8000, None)],
+)  # fmt: skip
+def test_a_host_port_is_a_number_a_range_or_any(text: str, port: int | None, span: object) -> None:
+    bindings = {"53/udp": [{"HostPort": "53"}], "80/tcp": [{"HostPort": text}]}
+    body = {**UNSET, "HostConfig": {**UNSET["HostConfig"], "PortBindings": bindings}}
+    request, _ = create_request("", body)
+    assert request.spec.ports[1].published == port
+    assert dict(request.port_ranges) == ({} if span is None else {1: span})
+
+
+@pytest.mark.parametrize("text", ["x", "8010-8000", "1-", "-1", "0-10", "70000", "1-70000"])
+def test_a_host_port_that_is_none_is_refused(text: str) -> None:
+    body = {**UNSET, "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": text}]}}}
+    with pytest.raises(Invalid, match="invalid port specification"):
+        create_request("", body)
 
 
 def test_an_exec_needs_a_command() -> None:

@@ -99,9 +99,10 @@ IMAGE = Image(
     ),
 )
 
+PLACES = {"vol": "/var/lib/orchestra/volumes/vol/_data"}
 RENDERED: dict[str, Any] = {
-    "container_inspect_1.47": render.container_inspect(CONTAINER, NETWORKS, (1, 47)),
-    "container_inspect_1.41": render.container_inspect(CONTAINER, NETWORKS, (1, 41)),
+    "container_inspect_1.47": render.container_inspect(CONTAINER, NETWORKS, (1, 47), places=PLACES),
+    "container_inspect_1.41": render.container_inspect(CONTAINER, NETWORKS, (1, 41), places=PLACES),
     "container_inspect_stopped": render.container_inspect(
         attrs.evolve(
             CONTAINER,
@@ -113,8 +114,11 @@ RENDERED: dict[str, Any] = {
         ),
         NETWORKS,
         (1, 47),
+        places=PLACES,
     ),
-    "container_row": render.container_row(CONTAINER, 1_700_000_061.0, NETWORKS, (1, 47)),
+    "container_row": render.container_row(
+        CONTAINER, 1_700_000_061.0, NETWORKS, (1, 47), places=PLACES
+    ),
     "exec_inspect": render.exec_inspect(
         Exec("f" * 64, CONTAINER.id, ExecSpec(("ls", "-l"), user="nobody"), exit_code=0)
     ),

@@ -90,7 +90,8 @@ def test_ping_carries_the_headers_that_clients_negotiate_by() -> None:
         ('GET /containers/json?filters={"bogus":["1"]}', 400, "invalid filter 'bogus'"),
         ("GET /containers/json?limit=x", 400, 'invalid value for "limit"'),
         ("POST /containers/x/wait?condition=gone", 400, 'invalid condition: "gone"'),
-        ("GET /containers/x/stats", 501, "not served: GET /containers/{name}/stats"),
+        ("GET /containers/x/stats", 404, "No such container: x"),
+        ("POST /containers/x/update", 501, "not served: POST /containers/{name}/update"),
         ("POST /build", 501, "not served: POST /build"),
         ("GET /swarm", 503, "This node is not a swarm manager"),
         ("GET /services/x", 503, "This node is not a swarm manager"),
@@ -470,3 +471,78 @@ def test_a_server_that_goes_away_makes_its_callers_errors_unavailable() -> None:
                     await trio.testing.wait_all_tasks_blocked(0.05)
 
     trio.run(main)
+
+
+def test_stats_has_two_samples_at_once_or_one_each_second_and_zeros_when_nothing_runs() -> None:
+    async def test(toy: Served, client: EngineClient) -> None:
+        made = await create(client, "sleep", name="busy")
+        idle = await client.json("GET", "/containers/busy/stats", query={"stream": False})
+        assert idle["read"].startswith("0001") and idle["memory_stats"] == {}
+        await client.json("POST", "/containers/busy/start")
+        value = await client.json("GET", "/containers/busy/stats", query={"stream": False})
+        now, before = value["cpu_stats"], value["precpu_stats"]
+        share = (now["cpu_usage"]["total_usage"] - before["cpu_usage"]["total_usage"]) / (
+            now["system_cpu_usage"] - before["system_cpu_usage"]
+        )
+        assert share * now["online_cpus"] == 0.5
+        assert (value["name"], value["id"]) == ("/busy", made)
+        assert value["memory_stats"]["limit"] == 8 << 30
+        assert value["memory_stats"]["stats"] == {"inactive_file": 1 << 20}
+        assert value["networks"]["eth0"]["tx_bytes"] == 20
+        assert value["blkio_stats"]["io_service_bytes_recursive"] == [
+            {"major": 8, "minor": 0, "op": "read", "value": 4096}
+        ]
+        once = {"stream": False, "one-shot": True}
+        value = await client.json("GET", "/containers/busy/stats", query=once)
+        assert value["preread"].startswith("0001")
+        seen = []
+        async for value in client.lines("GET", "/containers/busy/stats"):
+            seen.append(value)
+            if len(seen) == 2:
+                break
+        assert seen[0]["preread"].startswith("0001") and seen[1]["preread"] == seen[0]["read"]
+
+    run(test)
+
+
+def test_changes_and_sizes_come_in_dockers_shapes() -> None:
+    async def test(toy: Served, client: EngineClient) -> None:
+        await create(client, "true", name="writer")
+        assert await client.json("GET", "/containers/writer/changes") == [
+            {"Path": "/tmp", "Kind": 0},
+            {"Path": "/tmp/new", "Kind": 1},
+            {"Path": "/bin/ls", "Kind": 2},
+        ]
+        query = {"all": True, "size": True}
+        (row,) = await client.json("GET", "/containers/json", query=query)
+        assert (row["SizeRw"], row["SizeRootFs"]) == (100, 1100)
+        disk = await client.json("GET", "/system/df")
+        assert disk["Containers"][0]["SizeRw"] == 100 and disk["BuildCache"] == []
+        assert [image["Containers"] for image in disk["Images"]] == [1]
+
+    run(test)
+
+
+def test_a_prune_takes_what_is_not_used_and_not_kept_by_a_filter() -> None:
+    async def test(toy: Served, client: EngineClient) -> None:
+        await create(client, "sleep", name="runs")
+        await client.json("POST", "/containers/runs/start")
+        kept = await create(client, "true", name="kept", Labels={"keep": "yes"})
+        gone = await create(client, "true", name="gone")
+        query = {"filters": json.dumps({"label!": ["keep"]})}
+        done = await client.json("POST", "/containers/prune", query=query)
+        assert done == {"ContainersDeleted": [gone], "SpaceReclaimed": 100}
+        left = await client.json("GET", "/containers/json", query={"all": True})
+        assert {row["Id"] for row in left} >= {kept} and len(left) == 2
+        await client.json("POST", "/volumes/create", value={"Name": "named"})
+        done = await client.json("POST", "/volumes/prune")
+        assert done == {"VolumesDeleted": [], "SpaceReclaimed": 0}
+        query = {"filters": json.dumps({"all": ["true"]})}
+        done = await client.json("POST", "/volumes/prune", query=query)
+        assert done == {"VolumesDeleted": ["named"], "SpaceReclaimed": 50}
+        done = await client.json("POST", "/networks/prune")
+        assert done == {"NetworksDeleted": None}
+        done = await client.json("POST", "/images/prune")
+        assert done == {"ImagesDeleted": None, "SpaceReclaimed": 0}
+
+    run(test)

@@ -16,7 +16,7 @@ from typing import Any
 import attrs
 import trio
 
-from orchestra.api.engine import CreateRequest, LogLine, LogOptions
+from orchestra.api.engine import Change, CreateRequest, LogLine, LogOptions, Traffic, Usage
 from orchestra.model.assignment import AssignedNetwork
 from orchestra.model.container import (
     Container,
@@ -264,6 +264,7 @@ class ToyEngine:
         self.history: list[Event] = []
         self.happened = trio.Event()
         self.resized: list[tuple[str, int, int]] = []
+        self.samples = 0
 
     # --- inner workings
 
@@ -427,6 +428,35 @@ class ToyEngine:
         return ("UID", "PID", "CMD"), (("root", "4242", " ".join(self.container(ref).spec.args)),)
 
     # --- exec
+
+    def usage(self, ref: str) -> Usage | None:
+        if self.container(ref).status is not ContainerStatus.RUNNING:
+            return None
+        self.samples += 1
+        return Usage(
+            time=1_700_000_000.0 + self.samples,
+            host_cpu=self.samples * 2_000_000_000,
+            host_cpus=2,
+            host_memory=8 << 30,
+            cpu_total=self.samples * 500_000_000,
+            memory=5 << 20,
+            memory_details={"inactive_file": 1 << 20},
+            pids=3,
+            block_io=((8, 0, "read", 4096),),
+            networks={"eth0": Traffic(rx_bytes=10, tx_bytes=20)},
+        )
+
+    async def changes(self, ref: str) -> Sequence[tuple[str, Change]]:
+        self.container(ref)
+        return [("/tmp", Change.MODIFIED), ("/tmp/new", Change.ADDED), ("/bin/ls", Change.DELETED)]
+
+    async def sizes(self, ref: str) -> tuple[int, int]:
+        self.container(ref)
+        return 100, 1100
+
+    async def volume_size(self, name: str) -> int:
+        self.volume(name)
+        return 50
 
     async def exec_create(self, ref: str, spec: ExecSpec) -> str:
         container = self.container(ref)

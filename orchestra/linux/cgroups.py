@@ -236,14 +236,16 @@ class Group:
         return warnings
 
     def restrict_devices(self) -> None:
-        """Allow the standard devices (and mknod of any), deny all others."""
+        """Allow the standard devices (and mknod of any), deny all others; LimitRefused."""
         if self.hierarchy.version == 2:
             attach_device_filter(self.directories()[0])
             return
-        if mount := self.hierarchy.mounts.get("devices"):
-            _write(f"{mount}/{self.path}/devices.deny", "a")
-            for rule in ALLOWED_V1:
-                _write(f"{mount}/{self.path}/devices.allow", rule)
+        mount = self.hierarchy.mounts.get("devices")
+        if mount is None:
+            raise LimitRefused(errno.ENOENT, "no devices controller on this host", "devices.deny")
+        _write(f"{mount}/{self.path}/devices.deny", "a")
+        for rule in ALLOWED_V1:
+            _write(f"{mount}/{self.path}/devices.allow", rule)
 
     def join(self, pid: int) -> None:
         for directory in self.directories():

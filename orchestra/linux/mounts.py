@@ -25,7 +25,6 @@ from orchestra.linux.syscalls import (
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_REC, MS_PRIVATE, MS_SLAVE, MS_SHARED = 0x4000, 1 << 18, 1 << 19, 1 << 20
-MS_STRICTATIME = 1 << 24
 MNT_DETACH = 2
 
 MOUNT_ATTR_RDONLY = 1

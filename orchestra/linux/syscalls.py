@@ -23,7 +23,6 @@ CLONE_NEWNS = 0x0002_0000
 CLONE_NEWCGROUP = 0x0200_0000
 CLONE_NEWUTS = 0x0400_0000
 CLONE_NEWIPC = 0x0800_0000
-CLONE_NEWUSER = 0x1000_0000
 CLONE_NEWPID = 0x2000_0000
 CLONE_NEWNET = 0x4000_0000
 
@@ -33,7 +32,6 @@ PR_SET_KEEPCAPS = 8
 PR_SET_NAME = 15
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
-PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 PR_CAP_AMBIENT = 47
 PR_CAP_AMBIENT_CLEAR_ALL = 4
@@ -46,15 +44,14 @@ RESOLVE_BENEATH = 8
 RESOLVE_IN_ROOT = 16
 
 AT_EMPTY_PATH = 0x1000
-AT_FDCWD = -100
 CLOSE_RANGE_CLOEXEC = 4
 
 SECCOMP_SET_MODE_FILTER = 1
 SECCOMP_FILTER_FLAG_SPEC_ALLOW = 4
 
 _NUMBERS = {
-    "x86_64": {"seccomp": 317, "bpf": 321, "execveat": 322},
-    "aarch64": {"seccomp": 277, "bpf": 280, "execveat": 281},
+    "x86_64": {"keyctl": 250, "seccomp": 317, "bpf": 321},
+    "aarch64": {"keyctl": 219, "seccomp": 277, "bpf": 280},
 }
 _COMMON = {
     "pidfd_send_signal": 424,
@@ -220,6 +217,15 @@ def set_process_name(name: bytes) -> None:
     """What `ps` shows; at most 15 bytes."""
     buffer = ctypes.create_string_buffer(name[:15])
     check(libc.prctl(PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0), "prctl")
+
+
+def join_new_session_keyring() -> None:
+    """Leave the keys of whoever logged in behind (keyctl(2)); a kernel without keys has none."""
+    try:
+        syscall("keyctl", 1, 0)  # KEYCTL_JOIN_SESSION_KEYRING, without a name
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
 
 
 def sethostname(name: str) -> None:

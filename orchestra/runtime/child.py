@@ -2,7 +2,8 @@
 
 Runs in a child of the shim. It ends by becoming the user's program; whatever fails on the way is
 told through the report socket and ends the child. Nothing found in the container is run before
-that last step, and by then every fd but 0, 1 and 2 closes itself. Stdlib only.
+that last step (not even a Python module: imports are switched off), and by then every fd but 0, 1
+and 2 closes itself. Stdlib only.
 Order matters in `become`: a seccomp filter without no_new_privs needs CAP_SYS_ADMIN, so it is
 loaded as late as possible and only capset and execve come after it.
 """
@@ -18,6 +19,7 @@ import resource
 import signal
 import socket
 import struct
+import sys
 import termios
 
 from orchestra.linux import syscalls as k
@@ -207,9 +209,13 @@ def _terminal(pts: int, name: str, bundle: ProcessPart, report: socket.socket) -
 
 
 def _fresh_process() -> None:
-    """Undo what the shim's Python changed, and hide from processes already inside."""
+    """Undo what the shim's Python changed, hide from processes already inside, and take no code or
+    key along: a late import would find the container's files, at the host's paths."""
     k.prctl(k.PR_SET_DUMPABLE, 0)
     os.umask(0)
+    sys.meta_path.clear()
+    sys.path.clear()
+    k.join_new_session_keyring()
 
 
 def _restore_signals() -> None:

@@ -108,7 +108,7 @@ class Kept:
         if pid == 0:
             try:
                 if os.fork() == 0:  # nobody's child
-                    _become_keeper(listener)
+                    _become_keeper(listener, self._path)
             finally:
                 os._exit(0)
         os.waitpid(pid, 0)
@@ -130,14 +130,14 @@ def _connect(path: str) -> socket.socket | None:
         return None
 
 
-def _become_keeper(listener: socket.socket) -> None:
+def _become_keeper(listener: socket.socket, path: str) -> None:
     """Forget that this was a shim: its descriptors, its name, its garbage."""
     os.setsid()
     number = listener.fileno()
     os.closerange(3, number)
     os.closerange(number + 1, 1 << 20)
     k.set_process_name(b"orchestra-keep")
-    _rename_command(f"orchestra.runtime.keeper {listener.getsockname()}".encode())
+    _rename_command(f"orchestra.runtime.keeper {path}".encode())
     k.prctl(k.PR_SET_DUMPABLE, 0)
     gc.freeze()
     _Keeper(listener).run()

@@ -59,6 +59,7 @@ def test_what_the_host_lacks_is_refused_by_name_and_left_out_of_all() -> None:
 def test_the_bounding_set_and_the_sets_of_a_process_are_read_and_set() -> None:
     def look() -> list[str]:
         prctl(PR_CAPBSET_DROP, c.number("SYS_MODULE"))
+        c.bounding.cache_clear()
         left = c.bounding()
         capset(1 << 5, 1 << 5 | 1 << 40, 1 << 5)
         with open("/proc/self/status") as file:

@@ -102,6 +102,22 @@ def test_a_process_that_runs_has_no_exit_yet() -> None:
     os.close(pidfd)
 
 
+def test_a_new_session_keyring_leaves_the_old_ones_keys_behind() -> None:
+    if not os.path.exists("/proc/keys"):
+        pytest.skip("this kernel has no keys")
+    keyctl, add_key = {"x86_64": (250, 248), "aarch64": (219, 217)}[k.MACHINE]
+
+    def body() -> list[bool]:
+        k.join_new_session_keyring()
+        key = k.libc.syscall(add_key, b"user", b"orchestra-test", b"x", 1, -3)
+        read = (keyctl, 11, key, None, 0)  # KEYCTL_READ: what one may who possesses it
+        before = k.libc.syscall(*read)
+        k.join_new_session_keyring()
+        return [key > 0, before == 1, k.libc.syscall(*read) < 0]
+
+    assert in_child(body) == [True, True, True]
+
+
 def test_descriptors_from_a_number_on_close_themselves() -> None:
     def body() -> list[bool]:
         fds = [os.dup(0) for _ in range(3)]

@@ -222,7 +222,7 @@ def test_a_read_only_container_writes_only_to_its_mounts(node: Box) -> None:
         code, said = await output(runtime, node, wanted)
         assert code == 0
         assert "touch: /x: Read-only file system" in said
-        assert "\ny\n" in said
+        assert "y" in said.splitlines()
         assert " 5 " in said
 
     node.run(body)

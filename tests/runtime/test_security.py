@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from orchestra.model.container import FileContent
+from orchestra.model.container import ExecSpec, FileContent
 from orchestra.model.errors import StartFailed
 from orchestra.model.service import Mount, MountType
 from orchestra.runtime.rootfs import MASKED, MASKED_IN_SYS
 from orchestra.runtime.runtime import EtcFiles, Runtime
 from tests.runtime.box import Box, execute, new_id, output, shell, spec, start
+
+ROOT = Path(__file__).parents[2]
 
 
 async def refused(runtime: Runtime, node: Box, wanted, **more) -> str:  # type: ignore[no-untyped-def]
@@ -236,6 +238,48 @@ def test_our_processes_cannot_be_looked_into_from_a_container(node: Box) -> None
         await runtime.exits.receive()
         said = b"".join([r.data async for r in runtime.logs(container)])
         assert b"SEEN" not in said
+
+    node.run(body)
+
+
+def test_no_module_of_a_container_is_imported_on_the_way_into_it(node: Box) -> None:
+    """Python looks for late imports at its own paths: inside, these are the container's files."""
+    evil = node.overlay("evil")
+    mark = "import os; os.close(os.open('/ran', os.O_CREAT))\n"
+    for directory in {path for path in sys.path if path.startswith("/")} | {str(ROOT)}:
+        below = evil / directory[1:]
+        (below / "encodings").mkdir(parents=True, exist_ok=True)
+        (below / "encodings/idna.py").write_text(mark)
+        for name in ("traceback", "linecache", "pwd", "grp", "stringprep", "codecs"):
+            (below / f"{name}.py").write_text(mark)
+
+    async def body(runtime: Runtime) -> None:
+        container = await start(runtime, node, spec("sleep", "100"))
+        for wanted in (spec("nosuch"), spec("x", user="\udcff"), spec("x", working_dir="/bin/sh")):
+            await refused(runtime, node, wanted)
+            exec_ = ExecSpec(wanted.args, user=wanted.user, working_dir=wanted.working_dir)
+            with pytest.raises(StartFailed):
+                await runtime.exec(container, new_id(), exec_)
+        code, said = await execute(runtime, container, "ls", "/")
+        assert (code, "ran" in said.split()) == (0, False)
+
+    node.run(body)
+
+
+def test_a_container_has_no_key_of_the_hosts_session(node: Box) -> None:
+    """Each process comes with a session keyring of its own, which is new and empty."""
+
+    def empty_sessions() -> set[str]:
+        lines = Path("/proc/keys").read_text().splitlines()
+        return {line.split()[0] for line in lines if line.endswith("_ses: empty")}
+
+    async def body(runtime: Runtime) -> None:
+        before = empty_sessions()
+        container = await start(runtime, node, spec("sleep", "100"))
+        started = empty_sessions()
+        await runtime.exec(container, new_id(), ExecSpec(("sleep", "100")))
+        assert started - before
+        assert empty_sessions() - started
 
     node.run(body)
 

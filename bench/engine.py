@@ -237,18 +237,25 @@ def _remove_each(host: Host, ids: list[str]) -> None:
 
 def _memory(host: Host) -> list[dict[str, Any]]:
     time.sleep(_SETTLE)
-    return [_row("agent, shim and resolver idle, PSS", "MB", _pss_of_ours(host) / 1024, 60.0)]
+    return [
+        _row("agent, shim, keeper and resolver idle, PSS", "MB", _pss_of_ours(host) / 1024, 60.0)
+    ]
 
 
 def _pss_of_ours(host: Host) -> float:
-    """KiB of the proportional set size of the agent, the shim and the resolver (proc(5))."""
+    """KiB of the proportional set size of a node's own processes (proc(5))."""
     found = subprocess.run(
         host.enter("ps", "-eo", "pid,args"), capture_output=True, text=True, check=True
     ).stdout
-    words = ("orchestra.agent.main", "orchestra.runtime.shim", "orchestra.fabric.resolver")
+    words = (
+        "orchestra.agent.main",
+        "orchestra.runtime.shim",
+        "orchestra.runtime.keeper",
+        "orchestra.fabric.resolver",
+    )
     pids = [line.split()[0] for line in found.splitlines() if any(w in line for w in words)]
     if len(pids) != len(words):
-        raise RuntimeError(f"expected agent, shim and resolver, found {len(pids)}:\n{found}")
+        raise RuntimeError(f"expected one of each of {words}, found {len(pids)}:\n{found}")
     total = 0.0
     for pid in pids:
         rollup = subprocess.run(

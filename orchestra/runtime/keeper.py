@@ -15,7 +15,6 @@ the fds beside it, {"op": "drop", "name"}, {"op": "list"}, which is answered by 
 from __future__ import annotations
 
 import ctypes
-import gc
 import json
 import os
 import select
@@ -139,7 +138,6 @@ def _become_keeper(listener: socket.socket, path: str) -> None:
     k.set_process_name(b"orchestra-keep")
     _rename_command(f"orchestra.runtime.keeper {path}".encode())
     k.prctl(k.PR_SET_DUMPABLE, 0)
-    gc.freeze()
     _Keeper(listener).run()
 
 

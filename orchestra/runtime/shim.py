@@ -450,6 +450,9 @@ def main(argv: list[str]) -> int:
     k.prctl(k.PR_SET_DUMPABLE, 0)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    gc.collect()
+    gc.disable()  # nothing we do makes cycles; a collection would copy every shared page
+    gc.freeze()
     kept = Kept(values["--keeper"])
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     new = path + ".new"
@@ -464,9 +467,6 @@ def main(argv: list[str]) -> int:
     os.setsid()
     shim = Shim(listener, kept)
     shim.take_over(values["--containers"])
-    gc.collect()
-    gc.disable()
-    gc.freeze()
     shim.run()
     kept.stop()
     os.unlink(path)

@@ -8,8 +8,8 @@ what is put under a name replaces what was there. Stdlib only; a fork of the shi
 little memory.
 
 On a SEQPACKET socket, one JSON object per packet: {"op": "put", "name", "note", "fds": names} with
-the fds beside it, {"op": "drop", "name"}, {"op": "list"}, which is answered by one
-{"name", "note", "fds"} each and {} at the end, and {"op": "stop"}.
+the fds beside it, {"op": "drop", "name"}, and {"op": "list"}, which is answered by one
+{"name", "note", "fds"} each and {} at the end.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Kept:
     def __init__(self, path: str) -> None:
         """Connect, or fork a keeper that listens at `path`."""
         self._path = path
-        self._socket = _connect(path) or self._start()
+        self._pidfd = -1
+        self._socket = self._connect() or self._start()
 
     def take_all(self) -> list[tuple[dict[str, Any], dict[str, int]]]:
         """(note, fds) of everything that the keeper has; the fds are copies, and ours."""
@@ -49,6 +50,7 @@ class Kept:
         try:
             self._send({"op": "list"}, [])
             while True:
+                assert self._socket is not None
                 data, fds, _, _ = socket.recv_fds(
                     self._socket, _PACKET, _MAX_FDS, socket.MSG_CMSG_CLOEXEC
                 )
@@ -62,71 +64,82 @@ class Kept:
             return found
 
     def put(self, name: str, note: Mapping[str, object], fds: Mapping[str, int]) -> bool:
-        """Keep copies of `fds` under `name`. False: it is a new keeper, which has nothing else."""
+        """Keep copies of `fds` under `name`. False: it is a new keeper, which has nothing yet."""
         return self._tell(
             {"op": "put", "name": name, "note": note, "fds": list(fds)}, list(fds.values())
         )
 
     def drop(self, name: str) -> bool:
+        """Close what is under `name`. False: as for `put`."""
         return self._tell({"op": "drop", "name": name}, [])
-
-    def stop(self) -> None:
-        self._tell({"op": "stop"}, [])
 
     def _tell(self, message: dict[str, object], fds: list[int]) -> bool:
         try:
             self._send(message, fds)
             return True
         except OSError:  # it was killed, or hangs
-            self._replace()
-            return False
+            return not self._replace()
 
     def _send(self, message: dict[str, object], fds: list[int]) -> None:
+        if self._socket is None:
+            raise OSError("there is no keeper")
         socket.send_fds(self._socket, [json.dumps(message).encode()], fds)
 
-    def _replace(self) -> None:
-        """End the one that does not answer, and start another."""
-        credentials = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        self._socket.close()
+    def _replace(self) -> bool:
+        """End the one that does not answer, and start another; False where that fails."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+            try:
+                k.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+            os.close(self._pidfd)
         try:
-            os.kill(struct.unpack("=iII", credentials)[0], signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self._socket = self._start()
+            self._socket = self._start()
+            return True
+        except OSError as error:  # the containers do not need it: only our own death would tell
+            print(f"cannot start a keeper: {error}", file=sys.stderr)
+            return False
 
-    def _start(self) -> socket.socket:
+    def _start(self) -> socket.socket | None:
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         new = f"{self._path}.new"
         if os.path.exists(new):
             os.unlink(new)
         listener.bind(new)
         os.chmod(new, 0o600)
-        listener.listen(4)
-        os.rename(new, self._path)
+        ready, listens = os.pipe()
         pid = os.fork()
         if pid == 0:
             try:
                 if os.fork() == 0:  # nobody's child
-                    _become_keeper(listener, self._path)
+                    listener.listen(4)  # by itself: the kernel then knows it as the socket's owner
+                    os.rename(new, self._path)
+                    _become_keeper(listener, self._path)  # closes `listens`
             finally:
                 os._exit(0)
-        os.waitpid(pid, 0)
+        os.close(listens)
         listener.close()
-        connected = _connect(self._path)
+        os.waitpid(pid, 0)
+        os.read(ready, 1)
+        os.close(ready)
+        connected = self._connect()
         if connected is None:
             raise OSError(f"the keeper at {self._path} does not answer")
         return connected
 
-
-def _connect(path: str) -> socket.socket | None:
-    connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    connected.settimeout(_PATIENCE)
-    try:
-        connected.connect(path)
-        return connected
-    except OSError:
-        connected.close()
-        return None
+    def _connect(self) -> socket.socket | None:
+        connected = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connected.settimeout(_PATIENCE)
+        try:
+            connected.connect(self._path)
+            credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            self._pidfd = k.pidfd_open(struct.unpack("=iII", credentials)[0])
+            return connected
+        except OSError:
+            connected.close()
+            return None
 
 
 def _become_keeper(listener: socket.socket, path: str) -> None:
@@ -187,8 +200,6 @@ class _Keeper:
             self.kept[message["name"]] = message["note"], dict(zip(message["fds"], fds))
         elif message["op"] == "drop":
             self._drop(message["name"])
-        elif message["op"] == "stop":
-            os._exit(0)
         else:
             self._list(shim)
 

@@ -10,7 +10,7 @@ record until the agent says `forget`.
 
 Protocol 1, on a SEQPACKET socket: one JSON object per packet, fds as SCM_RIGHTS beside it, named
 in order by `fds`. The shim greets with {"hello": 1, "pid": ...}; requests carry "n", which replies
-repeat. Operations: start, exec, list, release, forget, stop. Events: {"event": "exit"}. A process
+repeat. Operations: start, exec, list, release, forget. Events: {"event": "exit"}. A process
 has ended where its "time" is not 0; its "code" is null where nobody can know it.
 A newer agent speaks an older shim's protocol; keys may be added, never change their meaning.
 """
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 PROTOCOL = 1
 _PACKET = 64 << 10
 _MAX_FDS = 16
+_PATIENCE = 5.0  # seconds for an agent to read
 _FIRST = k.CLONE_NEWNS | k.CLONE_NEWPID | k.CLONE_NEWIPC | k.CLONE_NEWUTS
 
 
@@ -81,11 +82,10 @@ class Shim:
         self.reports: dict[int, Report] = {}
         self.own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        self.stopping = False
         self.poll.register(listener.fileno(), select.EPOLLIN)
 
     def run(self) -> None:
-        while not self.stopping:
+        while True:
             for fd, _ in self.poll.poll():
                 if fd == self.listener.fileno():
                     self._greet()
@@ -111,6 +111,7 @@ class Shim:
         for container in os.listdir(containers) if os.path.isdir(containers) else ():
             if container not in self.processes:
                 self._take_over_by_record(container, f"{containers}/{container}")
+        self._keep_all()
 
     def _take_over_by_record(self, container: str, directory: str) -> None:
         """The keeper was killed too: what runs is found by its pid, what ended has no code."""
@@ -132,12 +133,12 @@ class Shim:
         else:
             process.time = time.time()
             self.processes[container] = process
-        self._keep(process)
 
     # --- agents
 
     def _greet(self) -> None:
         agent, _ = self.listener.accept()
+        agent.settimeout(_PATIENCE)  # for sending: we read only what is there
         self.agents[agent.fileno()] = agent
         self.poll.register(agent.fileno(), select.EPOLLIN)
         self._send(agent, {"hello": PROTOCOL, "pid": os.getpid()})
@@ -163,16 +164,19 @@ class Shim:
             self._send(agent, {**answer, "n": request["n"]}, out)
 
     def _drop(self, agent: socket.socket) -> None:
-        self.poll.unregister(agent.fileno())
-        del self.agents[agent.fileno()]
-        agent.close()
+        if agent.fileno() in self.agents:
+            self.poll.unregister(agent.fileno())
+            del self.agents[agent.fileno()]
+            agent.close()
 
     def _send(self, agent: socket.socket, message: dict[str, Any], fds: list[int] = []) -> None:  # noqa: B006
-        """An agent that is gone misses nothing: all is told again by `list`."""
+        """An agent that is gone, or hangs and is left, misses nothing: `list` tells all again."""
         try:
             socket.send_fds(agent, [json.dumps(message).encode()], fds)
+        except TimeoutError:
+            self._drop(agent)
         except OSError:
-            pass
+            pass  # its end will be read
 
     # --- operations: (answer or None, fds to send along)
 
@@ -278,13 +282,6 @@ class Shim:
         if process and process.time:
             self._remove(process)
         return {}, []
-
-    def on_stop(
-        self, request: dict[str, Any], fds: dict[str, int], agent: socket.socket
-    ) -> tuple[dict[str, Any] | None, list[int]]:
-        """End, if nothing runs: {"stopped": bool}."""
-        self.stopping = all(process.time for process in self.processes.values())
-        return {"stopped": self.stopping}, []
 
     # --- children
 
@@ -437,9 +434,8 @@ def _close(fd: int) -> None:
         print(f"closing fd {fd}: {error.strerror}", file=sys.stderr)
 
 
-def main(argv: list[str]) -> int:
-    """`shim --socket PATH --keeper PATH --containers DIR [--cgroup DIR]...`: serve until told to
-    stop."""
+def main(argv: list[str]) -> None:
+    """`shim --socket PATH --keeper PATH --containers DIR [--cgroup DIR]...`: serve for ever."""
     values = dict(zip(argv[::2], argv[1::2]))
     path = values["--socket"]
     cgroups = [v for key, v in zip(argv[::2], argv[1::2]) if key == "--cgroup"]
@@ -468,10 +464,7 @@ def main(argv: list[str]) -> int:
     shim = Shim(listener, kept)
     shim.take_over(values["--containers"])
     shim.run()
-    kept.stop()
-    os.unlink(path)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -23,7 +23,7 @@ from orchestra.model.paths import NodePaths
 _TREE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); "
-    "from orchestra.runtime.shim import main; sys.exit(main(sys.argv[1:]))"
+    "from orchestra.runtime.shim import main; main(sys.argv[1:])"
 )
 
 

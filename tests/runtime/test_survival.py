@@ -211,8 +211,11 @@ def test_a_keeper_that_is_killed_is_replaced_and_given_everything(node: Box) -> 
         terminal = await start(
             runtime, node, shell("read x; echo $x; exit 5", tty=True, open_stdin=True)
         )
-        kill(node.keeper_pid())
+        shim, keeper = node.shim_pid(), node.keeper_pid()
+        kill(keeper)
         assert (await output(runtime, node, spec("echo", "new")))[1] == "new\n"
+        assert node.keeper_pid() != keeper
+        assert node.shim_pid() == shim
         return terminal
 
     terminal = node.run(first)
@@ -226,6 +229,17 @@ def test_a_keeper_that_is_killed_is_replaced_and_given_everything(node: Box) -> 
         assert text == "kept\r\nkept\r\n"
 
     node.run(second)
+
+
+def test_a_keeper_that_hangs_is_replaced(node: Box) -> None:
+    async def body(runtime: Runtime) -> None:
+        shim, keeper = node.shim_pid(), node.keeper_pid()
+        os.kill(keeper, signal.SIGSTOP)
+        while node.keeper_pid() == keeper:  # what is sent to it has filled its socket
+            assert (await output(runtime, node, spec("true")))[0] == 0
+        assert node.shim_pid() == shim
+
+    node.run(body, within=90)
 
 
 def test_execs_and_stdin_outlive_the_shim_under_a_living_agent(node: Box) -> None:

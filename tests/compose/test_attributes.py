@@ -10,7 +10,7 @@ from attrs import evolve
 
 from compose.cases import document, errors, loaded, service
 from orchestra.compose.schema import schema
-from orchestra.compose.stack import REFUSED, WARNED
+from orchestra.compose.support import REFUSED, WARNED
 from orchestra.model.service import (
     Dependency,
     DependencyCondition,

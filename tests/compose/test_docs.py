@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from compose.test_attributes import HONOURED
-from orchestra.compose.stack import REFUSED, WARNED
+from orchestra.compose.support import REFUSED, WARNED
 
 TEXT = (Path(__file__).parents[2] / "docs" / "compose.md").read_text()
 ROW = re.compile(r"^\| `(\w+)` \| (.*?) ?\|$", re.MULTILINE)

@@ -407,6 +407,8 @@ class Controller:
                     f"the cluster has changed since the plan of generation {generation} was made "
                     f"(it is at {self._state.generation} now); plan again"
                 )
+        assert self._shipping is not None
+        self._shipping.retry()
         self._wish(self._with_stack(stack, needs))
         self._events.stack("up", stack.name, self._clock())
         return self._state.generation

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import trio
 from attrs import evolve, frozen
@@ -73,6 +74,13 @@ class Shipping:
         self._changed = changed
         self._moved = moved
         self._shipments: dict[tuple[str, str], Shipment] = {}  # by node's name and manifest
+        self._asked = trio.Event()  # a user wants what failed to be tried again
+
+    def retry(self) -> None:
+        """Try what failed again at once: the reason may be gone."""
+        self._shipments = {k: s for k, s in self._shipments.items() if not s.trouble}
+        self._asked.set()
+        self._asked = trio.Event()
 
     def notes(self, state: State) -> dict[str, Shipment]:
         """What tasks wait for whose image is on its way, by task id."""
@@ -104,10 +112,13 @@ class Shipping:
     async def _ship(self, link: Link, manifest: str, key: tuple[str, str]) -> None:
         shipment = self._shipments[key]
 
+        def now(**changes: Any) -> None:
+            nonlocal shipment
+            shipment = self._shipments[key] = evolve(shipment, **changes)
+            self._moved()
+
         def report(done: int, total: int) -> None:
-            if key in self._shipments:
-                self._shipments[key] = evolve(shipment, done=done, total=total)
-                self._moved()
+            now(done=done, total=total)
 
         try:
             await self._transfer(self._images, manifest, [shipment.image], link.ask(), report)
@@ -115,12 +126,13 @@ class Shipping:
         except Silence as error:
             hopeless = isinstance(error, OrchestraError) and not isinstance(error, Unavailable)
             trouble = str(error) or type(error).__name__
-            self._shipments[key] = evolve(shipment, trouble=trouble, hopeless=hopeless)
-            log.warning("%s", self._shipments[key])
-            self._moved()
-            await trio.sleep(AGAIN)
+            now(trouble=trouble, hopeless=hopeless)
+            log.warning("%s", shipment)
+            with trio.move_on_after(AGAIN):
+                await self._asked.wait()
         finally:
-            self._shipments.pop(key, None)
+            if self._shipments.get(key) is shipment:  # not yet another attempt's
+                del self._shipments[key]
             self._changed()
 
 

@@ -45,6 +45,7 @@ class FakeTask:
     assigned: AssignedTask
     observed: ObservedTask
     scope: trio.CancelScope
+    restarting: bool = False
 
 
 class FakeAgent:
@@ -70,6 +71,8 @@ class FakeAgent:
     async def run(self) -> None:
         """Live until cancelled, as a host does; on return nothing runs, the disk stays."""
         self._sequence += 1
+        for task in self.tasks.values():
+            task.restarting = False
         try:
             async with trio.open_nursery() as nursery:
                 while True:
@@ -92,14 +95,19 @@ class FakeAgent:
         for task in assignment.tasks:
             known = self.tasks.get(task.id)
             if known is None and not task.stop:
-                fresh = FakeTask(
-                    task, ObservedTask(task.id, TaskState.STARTING), trio.CancelScope()
-                )
+                report = ObservedTask(task.id, TaskState.STARTING, restart_token=task.restart_token)
+                fresh = FakeTask(task, report, trio.CancelScope())
                 self.tasks[task.id] = fresh
                 nursery.start_soon(self._live, fresh)
             elif known is not None and task.stop and not known.assigned.stop:
                 known.assigned = task
                 nursery.start_soon(self._stop, known)
+            elif known is not None and not task.stop:
+                again = task.restart_token > known.observed.restart_token
+                known.assigned = task
+                if again and not known.restarting:
+                    known.restarting = True
+                    nursery.start_soon(self._restart, known)
         self.applied = self.generation
         self._changed()
 
@@ -132,6 +140,18 @@ class FakeAgent:
         await trio.sleep(STOP * self.slowness)
         task.scope.cancel()
         self._report(task, state=TaskState.SHUTDOWN, exit_code=0, final=True, health=None)
+
+    async def _restart(self, task: FakeTask) -> None:
+        """End what runs of it and run it again, in place."""
+        if task.observed.state not in TERMINAL:
+            await trio.sleep(STOP * self.slowness)
+        task.scope.cancel()
+        task.scope, task.restarting = trio.CancelScope(), False
+        task.observed = ObservedTask(
+            task.assigned.id, TaskState.STARTING, restart_token=task.assigned.restart_token
+        )
+        if task.assigned.id in self.tasks:
+            await self._live(task)
 
     def _report(self, task: FakeTask, **changes: Any) -> None:
         task.observed = evolve(task.observed, **changes)

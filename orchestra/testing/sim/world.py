@@ -33,6 +33,7 @@ from orchestra.wire.server import serve_http
 EPOCH = 1_700_000_000.0  # Unix time at virtual second 0
 MANIFEST = "sha256:" + "a" * 64
 IMAGE_ID = "sha256:" + "b" * 64
+PATIENCE = 3.0  # seconds after which a login at a dead host is given up, as by SSH's TCP
 DELAY = 0.001  # seconds that a wire adds to each piece
 
 
@@ -72,6 +73,15 @@ class Host:
 
     def heal(self) -> None:
         self.wire.set()
+
+    def silence(self) -> None:
+        """The agent dies; the host, and what runs on it, goes on."""
+        self.agent_on = False
+        self.lose_streams()
+
+    def speak(self) -> None:
+        """The agent is back, if its host has power."""
+        self.agent_on = self.on
 
     def lose_streams(self) -> None:
         """Break every stream to the host; what was on its way is lost."""
@@ -198,11 +208,12 @@ class World:
 
     @asynccontextmanager
     async def connect(self, node: InventoryNode) -> AsyncIterator[NodeConnection]:
-        """Log in at a host: never answered where it is dead or cut off."""
+        """Log in at a host: given up where it is dead, waited for where its wire is cut."""
         host = self.hosts[node.name]
         await host.wire.wait()
         if not host.on:
-            await trio.sleep_forever()
+            await trio.sleep(PATIENCE)
+            raise Unreachable(f"{node.name}: no answer within {PATIENCE:g} s")
         await trio.sleep(DELAY)
         if not host.on:
             raise Unreachable(f"{node.name} hung up")

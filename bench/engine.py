@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from bench.api import Api
-from bench.peers import RUNTIMES, Peers, remove_cgroups
+from bench.peers import RUNTIMES, Peers, favour, remove_cgroups
 from orchestra.model.paths import NodePaths
 from tests.agent.host import Host
 
 PACKAGES = {"crun": "crun", "runc": "runc"}
 MANY, AT_ONCE = 100, 8
-LOG_BYTES = 512 << 20
+LOG_BYTES = 1 << 30
 _SETTLE = 0.2  # seconds of quiet before memory is read
 
 
@@ -66,6 +66,7 @@ def _host() -> Iterator[Host]:
     try:
         host.start()
         host.load_busybox()
+        favour(host.name)
         yield host
     finally:
         host.close()
@@ -77,6 +78,7 @@ def _peers(host: Host) -> Iterator[Peers]:
     (layer,) = Path(NodePaths(str(host.state)).images, "layers").iterdir()
     name = f"{host.name}peers"
     peers = Peers(host.root, layer / "diff", name)
+    favour(name)
     try:
         yield peers
     finally:

@@ -15,28 +15,30 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from attrs import frozen
 
 from orchestra.api.refusal import refusal, target
-from orchestra.model.cluster import (
-    ControllerInfo,
-    ImageNeed,
-    NodeStatus,
-    Plan,
-    Progress,
-    StackRecord,
-    TaskStatus,
-)
 from orchestra.model.codec import from_json, to_json
 from orchestra.model.errors import Failed, Unavailable
-from orchestra.model.event import Event
-from orchestra.model.node import Availability, InventoryNode
-from orchestra.model.service import Stack
+from orchestra.model.task import TaskStatus
 from orchestra.wire.frames import FrameDecoder
 from orchestra.wire.jsonlines import LineDecoder
+
+if TYPE_CHECKING:  # making these classes takes longer than asking for one of them
+    from orchestra.model.cluster import (
+        ControllerInfo,
+        ImageNeed,
+        NodeStatus,
+        Plan,
+        Progress,
+        StackRecord,
+    )
+    from orchestra.model.event import Event
+    from orchestra.model.node import Availability, InventoryNode
+    from orchestra.model.service import Stack
 
 Connect = Callable[[], socket.socket]
 T = TypeVar("T")
@@ -514,12 +516,18 @@ class ClusterClient(HttpClient):
         return from_json(kind, self.json("GET", f"/orchestra/v1/{path}"), path)
 
     def info(self) -> ControllerInfo:
+        from orchestra.model.cluster import ControllerInfo
+
         return self._get(ControllerInfo, "info")
 
     def nodes(self) -> Sequence[NodeStatus]:
+        from orchestra.model.cluster import NodeStatus
+
         return self._get(tuple[NodeStatus, ...], "nodes")
 
     def put_node(self, node: InventoryNode) -> NodeStatus:
+        from orchestra.model.cluster import NodeStatus
+
         path = f"/orchestra/v1/nodes/{quote(node.name)}"
         return from_json(NodeStatus, self.json("PUT", path, value=to_json(node)))
 
@@ -544,16 +552,24 @@ class ClusterClient(HttpClient):
         return DockerClient(lambda: self.tunnel(node))
 
     def stacks(self) -> Sequence[StackRecord]:
+        from orchestra.model.cluster import StackRecord
+
         return self._get(tuple[StackRecord, ...], "stacks")
 
     def stack(self, name: str) -> StackRecord:
+        from orchestra.model.cluster import StackRecord
+
         return self._get(StackRecord, f"stacks/{quote(name)}")
 
     def image_needs(self, stack: Stack) -> Sequence[ImageNeed]:
+        from orchestra.model.cluster import ImageNeed
+
         answer = self.json("POST", "/orchestra/v1/image-needs", value=to_json(stack))
         return from_json(tuple[ImageNeed, ...], answer, "image-needs")
 
     def plan(self, stack: Stack) -> Plan:
+        from orchestra.model.cluster import Plan
+
         return from_json(Plan, self.json("POST", "/orchestra/v1/plan", value=to_json(stack)))
 
     def apply(self, stack: Stack, generation: int | None = None) -> int:
@@ -585,10 +601,14 @@ class ClusterClient(HttpClient):
 
     def progress(self, name: str) -> Iterator[Progress]:
         """Live progress until converged, failed or removed."""
+        from orchestra.model.cluster import Progress
+
         for value in self.lines("GET", f"/orchestra/v1/stacks/{quote(name)}/progress"):
             yield from_json(Progress, value)
 
     def events(self) -> Iterator[Event]:
+        from orchestra.model.event import Event
+
         for value in self.lines("GET", "/orchestra/v1/events"):
             yield from_json(Event, value)
 

@@ -9,9 +9,8 @@ from contextlib import ExitStack
 
 from orchestra.api.blocking import DockerClient
 from orchestra.cli import project, terminal
-from orchestra.model.cluster import TaskStatus
 from orchestra.model.errors import NotFound
-from orchestra.model.node import TaskState
+from orchestra.model.task import TaskState, TaskStatus
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

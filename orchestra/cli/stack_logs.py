@@ -20,8 +20,8 @@ from attrs import frozen
 
 from orchestra.api.blocking import ClusterClient, DockerClient, LogEntry
 from orchestra.cli import project
-from orchestra.model.cluster import TaskStatus
 from orchestra.model.errors import Invalid, NotFound, OrchestraError
+from orchestra.model.task import TaskStatus
 
 HOLD = 0.2  # seconds that a followed line waits for earlier ones from other nodes
 LOOK = 1.0  # seconds between looks for new containers

@@ -7,10 +7,9 @@ import sys
 
 from orchestra.cli import project
 from orchestra.cli.table import ago, show
-from orchestra.model.cluster import TaskStatus
 from orchestra.model.codec import to_json
 from orchestra.model.errors import NotFound
-from orchestra.model.node import TERMINAL
+from orchestra.model.task import TERMINAL, TaskStatus
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from orchestra.cli import project
 from orchestra.cli.table import show
-from orchestra.model.node import TaskState
+from orchestra.model.task import TaskState
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from attrs import field, frozen
 
 from orchestra.model.codec import tagged
-from orchestra.model.container import HealthStatus
-from orchestra.model.node import Availability, InventoryNode, NodeFacts, NodeState, TaskState
+from orchestra.model.node import Availability, InventoryNode, NodeFacts, NodeState
 from orchestra.model.service import Stack
+from orchestra.model.task import Task as Task
+from orchestra.model.task import TaskStatus as TaskStatus
 
 
 @frozen
@@ -29,52 +30,6 @@ class NodeStatus:
     facts: NodeFacts | None = None
     applied: int = 0  # generation
     last_seen: float = 0.0
-
-
-@frozen
-class Task:
-    """The controller's record of one attempt to run a slot on a node; immutable but for `stop`."""
-
-    id: str
-    stack: str
-    service: str
-    slot: str  # "web.3", global: "web.<node name>"
-    number: int  # 3; global: 0
-    node: str  # node id
-    spec_hash: str  # of the service it was made from
-    revision: int  # of the stack
-    created: float
-    stop: bool = False
-    stop_reason: str = ""
-    held: bool = False  # with `stop`: by a user; it is kept, to be resumed in place
-    addresses: Mapping[str, str] = field(factory=dict)  # network id -> address
-    restart_token: int = 0
-
-
-@frozen
-class TaskStatus:
-    """One row of `ps`."""
-
-    task: str
-    stack: str
-    service: str
-    slot: str
-    node: str  # name, "" while waiting
-    state: TaskState
-    desired: str  # "running", "shutdown"
-    image: str = ""
-    container: str = ""
-    container_name: str = ""
-    health: HealthStatus | None = None
-    exit_code: int | None = None
-    error: str = ""  # also why it waits
-    final: bool = False  # it ended, and its node will not start it again
-    restarts: int = 0
-    created: float = 0.0
-    started: float = 0.0
-    finished: float = 0.0
-    ports: tuple[str, ...] = ()  # "*:8080->80/tcp"
-    addresses: Mapping[str, str] = field(factory=dict)  # network name -> address
 
 
 @frozen

@@ -14,6 +14,7 @@ from typing import Any
 from attrs import field, frozen
 
 from orchestra.model.service import Healthcheck, Mount, Port, RestartPolicy, Ulimit
+from orchestra.model.task import HealthStatus as HealthStatus
 
 
 @frozen
@@ -111,12 +112,6 @@ class ContainerStatus(enum.Enum):
     REMOVING = "removing"
     EXITED = "exited"
     DEAD = "dead"
-
-
-class HealthStatus(enum.Enum):
-    STARTING = "starting"
-    HEALTHY = "healthy"
-    UNHEALTHY = "unhealthy"
 
 
 @frozen

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 
 from attrs import field, frozen
 
-from orchestra.model.container import HealthStatus
+from orchestra.model.task import TERMINAL as TERMINAL
+from orchestra.model.task import HealthStatus
+from orchestra.model.task import TaskState as TaskState
 
 
 class NodeState(enum.Enum):
@@ -60,33 +62,6 @@ class NodeFacts:
     labels: Mapping[str, str] = field(factory=dict)  # engine labels
     problems: tuple[str, ...] = ()  # why it cannot take tasks, each with its remedy
     boot_id: str = ""
-
-
-class TaskState(enum.Enum):
-    """Only moves forward within one attempt; `restarts` counts attempts on the node."""
-
-    NEW = "new"
-    PENDING = "pending"
-    ASSIGNED = "assigned"
-    PREPARING = "preparing"
-    STARTING = "starting"
-    RUNNING = "running"
-    COMPLETE = "complete"  # ended with exit code 0
-    FAILED = "failed"
-    REJECTED = "rejected"  # the node cannot run it
-    SHUTDOWN = "shutdown"  # ended because it was asked to
-    ORPHANED = "orphaned"  # its node is gone
-
-
-TERMINAL = frozenset(
-    {
-        TaskState.COMPLETE,
-        TaskState.FAILED,
-        TaskState.REJECTED,
-        TaskState.SHUTDOWN,
-        TaskState.ORPHANED,
-    }
-)
 
 
 @frozen

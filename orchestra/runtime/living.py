@@ -282,10 +282,11 @@ class Living:
             await live.ended.wait()
             nursery.cancel_scope.cancel()
         assert live.end is not None
+        # Every writer is gone with the container's first process: empty means complete. A full disk
+        # may keep us here; if we go, the next one finds it as it is.
+        for stream, fd in live.sources.items():
+            await _drain_rest(log, stream, fd, live.buffer)
         with trio.CancelScope(shield=True):
-            # Every writer is gone with the container's first process: empty means complete.
-            for stream, fd in live.sources.items():
-                await _drain_rest(log, stream, fd, live.buffer)
             group = group_of(self._hierarchy, self._parent, live.id)
             oom = group.oom_kills() > 0
             await remove_group(group)

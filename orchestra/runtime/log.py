@@ -1,15 +1,16 @@
 """A container's log on disk: one data file per stream and one index; everything else reads it.
 
 Law: bytes move from the container's FIFO into the data file by splice, at an explicit offset,
-before the index says so; whatever the files hold beyond the index (our death in between) is
-indexed at the next opening. So no byte is lost or told twice. The index is fixed records of
-(offset, length, stream, time in ns) in the order of arrival, times never falling: lines, merging,
-tail and since are made by the reader (`lines`), and attached clients are readers too: a slow one
-lags behind in a file and neither costs memory nor stops the container.
+before the index says so; whatever the files hold beyond the index (our death in between, a full
+disk) is indexed at the next move or opening. So no byte is lost or told twice. The index is fixed
+records of (offset, length, stream, time in ns) in the order of arrival, times never falling: lines,
+merging, tail and since are made by the reader (`lines`), and attached clients are readers too: a
+slow one lags behind in a file and neither costs memory nor stops the container.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import time
@@ -58,7 +59,8 @@ class Log:
         self._data = {s: os.open(f"{directory}/{name}", flags, 0o600) for s, name in _NAMES.items()}
         self._index = os.open(f"{directory}/log.index", flags, 0o600)
         self.index_size = os.fstat(self._index).st_size // _RECORD.size * _RECORD.size
-        self._sizes = {STDOUT: 0, STDERR: 0}
+        self._sizes = {STDOUT: 0, STDERR: 0}  # of the data files
+        self._indexed = {STDOUT: 0, STDERR: 0}
         self._last = 0
         self._recover()
 
@@ -72,11 +74,14 @@ class Log:
             self._last = max(self._last, chunk.time_ns)
             if chunk.stream not in known:
                 known.add(chunk.stream)
-                self._sizes[chunk.stream] = chunk.offset + chunk.length
+                self._indexed[chunk.stream] = chunk.offset + chunk.length
         for stream, fd in self._data.items():
             info = os.fstat(fd)
-            if (missing := info.st_size - self._sizes[stream]) > 0:
-                self._append(stream, missing, info.st_mtime_ns)
+            self._sizes[stream] = max(info.st_size, self._indexed[stream])
+            try:
+                self._index_rest(stream, info.st_mtime_ns)
+            except OSError:  # a full disk: the next move tries again
+                pass
 
     def take(self, stream: int, source: int, buffer: int | None = None) -> int:
         """Move what the non-blocking pipe `source` holds to the log; its byte count.
@@ -87,9 +92,10 @@ class Log:
         place; EIO of a terminal that nobody has open.
         """
         if buffer is None:
+            self._index_rest(stream, time.time_ns())
             count = os.splice(source, self._data[stream], _SPLICE, offset_dst=self._sizes[stream])
-            if count:
-                self._append(stream, count, time.time_ns())
+            self._sizes[stream] += count
+            self._index_rest(stream, time.time_ns())
             return count
         failed: OSError | None = None
         try:
@@ -103,12 +109,17 @@ class Log:
                 raise failed from None
             return 0
 
-    def _append(self, stream: int, count: int, now: int) -> None:
+    def _index_rest(self, stream: int, now: int) -> None:
+        """Index what the data file has beyond the index; OSError where that finds no room."""
+        start, end = self._indexed[stream], self._sizes[stream]
+        if start == end:
+            return
         self._last = max(self._last, now)
-        record = _RECORD.pack(self._sizes[stream], count, stream, self._last)
-        os.pwrite(self._index, record, self.index_size)
+        record = _RECORD.pack(start, end - start, stream, self._last)
+        if os.pwrite(self._index, record, self.index_size) < len(record):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "log.index")
         self.index_size += _RECORD.size
-        self._sizes[stream] += count
+        self._indexed[stream] = end
         self.changed.unpark_all()
 
     def begin(self) -> None:

@@ -175,7 +175,7 @@ class Runtime:
         with open(
             os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
         ) as file:
-            json.dump(to_json(definition), file)
+            file.write(json.dumps(to_json(definition)))  # dump() would not use the C encoder
         os.rename(f"{path}.new", path)
         self._definitions[container_id] = definition
 

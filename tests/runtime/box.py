@@ -97,8 +97,8 @@ class Box:
         )
         return found
 
-    def close(self) -> None:
-        """End everything of this node; a mount or process that stays is an error."""
+    def end_processes(self) -> None:
+        """Kill the shim, the keeper and whatever runs in a cgroup of this node."""
         hierarchy = find_hierarchy()
         if pid := self.shim_pid():
             os.kill(pid, 9)
@@ -112,12 +112,16 @@ class Box:
                 for pid in file.read_text().split()
             }
             if not pids:
-                break
+                return
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, 9)
                 wait_gone(pid)
-        remove_tree(hierarchy, self.parent)
+
+    def close(self) -> None:
+        """End everything of this node; a mount or process that stays is an error."""
+        self.end_processes()
+        remove_tree(find_hierarchy(), self.parent)
         for extra in ("systemd", "unified"):
             for path, _, _ in os.walk(f"/sys/fs/cgroup/{extra}/{self.parent}", topdown=False):
                 os.rmdir(path)

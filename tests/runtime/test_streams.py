@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import trio.testing
@@ -261,3 +263,35 @@ def test_a_follower_that_leaves_early_closes_the_log(node: Box) -> None:
         assert not [path for path in opened if node.paths.container(container) in path]
 
     node.run(body)
+
+
+def test_a_full_disk_makes_output_wait_and_loses_nothing(node: Box) -> None:
+    state = Path(node.paths.state)
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "full", state], check=True)
+    count = 100_000
+    told: list[str] = []
+
+    async def body(runtime: Runtime) -> None:
+        script = f"i=0; while [ $i -lt {count} ]; do echo $i is a line of it; i=$((i+1)); done"
+        container = await start(runtime, node, shell(script))
+        while os.statvfs(state).f_bavail:
+            await trio.sleep(0.02)
+        await trio.sleep(0.2)
+        assert container in runtime.running()  # the log and the pipe are full: it waits
+        told.append(container)
+
+    async def rest(runtime: Runtime) -> None:
+        (container,) = told
+        remount = ["mount", "-o", "remount,size=9m", state]
+        await trio.to_thread.run_sync(lambda: subprocess.run(remount, check=True))
+        exited, said = await finish(runtime, container)
+        assert exited.code == 0
+        assert said == "".join(f"{n} is a line of it\n" for n in range(count))
+
+    try:
+        node.run(body, within=60)
+        node.run(rest, within=60)  # another one, as after a restart: a full disk keeps nobody here
+    finally:
+        node.end_processes()
+        subprocess.run(["umount", "--lazy", state], check=True)

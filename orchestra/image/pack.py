@@ -47,6 +47,22 @@ def pack(directory: str, *, root: bool = False, clamp: int | None = None) -> Ite
     yield END
 
 
+def pack_named(parent: int, name: str) -> Iterator[bytes]:
+    """Yield the tar of what the directory descriptor `parent` holds as `name`, and all below it."""
+    status = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    yield from _Walk(None)._node(parent, "", name, status)
+    yield END
+
+
+def pack_content(directory: int, prefix: str = "./") -> Iterator[bytes]:
+    """Yield the tar of a directory descriptor's content, its names after `prefix`."""
+    walk = _Walk(None)
+    if prefix:
+        yield header(walk.entry(prefix, os.fstat(directory), f"/proc/self/fd/{directory}/."))
+    yield from walk.directory(directory, prefix)
+    yield END
+
+
 class _Walk:
     def __init__(self, clamp: int | None) -> None:
         self._clamp = clamp
@@ -132,7 +148,9 @@ def _xattrs(handle: str) -> dict[str, bytes]:
 
 
 def _content(parent: int, name: str, entry: Entry) -> Iterator[bytes]:
-    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    # O_NONBLOCK: what was a file may be a FIFO by now, where a container still writes.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    fd = os.open(name, flags, dir_fd=parent)
     try:
         left = entry.size
         while left:

@@ -27,8 +27,9 @@ REPEATABLE = frozenset({"GET", "HEAD", "PUT", "DELETE"})
 
 
 class _Connection:
-    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
+    def __init__(self, stream: trio.abc.HalfCloseableStream, host: str) -> None:
         self.stream = stream
+        self.host = host
         self.machine = h11.Connection(h11.CLIENT, max_incomplete_event_size=64 << 10)
         self.used = False
 
@@ -70,7 +71,7 @@ class _Connection:
         self, method: str, target: str, headers: Headers, body: bytes | AsyncIterable[bytes]
     ) -> h11.Response | h11.InformationalResponse:
         self.used = True
-        all_headers = [("Host", "orchestra"), *headers]
+        all_headers = [("Host", self.host), *headers]
         if isinstance(body, bytes):
             if body or method in ("POST", "PUT"):
                 all_headers.append(("Content-Length", str(len(body))))
@@ -140,10 +141,11 @@ class Refused:
 
 
 class HttpClient:
-    """Requests to one server. Errors: WireError, and whatever `opener` raises."""
+    """Requests to the server that `host` names. Errors: WireError, and whatever `opener` raises."""
 
-    def __init__(self, opener: Opener) -> None:
+    def __init__(self, opener: Opener, host: str = "orchestra") -> None:
         self._opener = opener
+        self._host = host
         self._idle: list[_Connection] = []
 
     @asynccontextmanager
@@ -191,7 +193,7 @@ class HttpClient:
             return connection, head
         stream = await self._opener()
         stack.push_async_callback(trio.aclose_forcefully, stream)
-        connection = _Connection(stream)
+        connection = _Connection(stream, self._host)
         return connection, await connection.request(method, target, headers, body)
 
     async def upgrade(
@@ -199,7 +201,7 @@ class HttpClient:
     ) -> trio.abc.HalfCloseableStream | Refused:
         """Ask for the raw stream; its first bytes are those that came behind the head."""
         stream = await self._opener()
-        connection = _Connection(stream)
+        connection = _Connection(stream, self._host)
         upgrade = (("Connection", "Upgrade"), ("Upgrade", "tcp"))
         try:
             head = await connection.request(method, target, (*headers, *upgrade), body)

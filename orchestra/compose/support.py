@@ -62,7 +62,7 @@ REFUSED = {
     "runtime": "orchestra runs containers itself; remove it",
     "storage_opt": "a container's disk is not limited yet; remove it",
     "use_api_socket": "the engine's socket is not given to containers; remove it",
-    "userns_mode": _NAMESPACES,
+    "userns_mode": "user namespaces are not used, ids inside are the host's; remove it",
     "uts": _NAMESPACES,
     "volumes_from": "name the volume in both services",
 }

@@ -224,17 +224,21 @@ class Root:
         """Injected files live in the scratch tmpfs: secrets never touch a disk of the container."""
         for index, part in enumerate(self.bundle["files"]):
             uid, gid = owner(self.fd, part["uid"], part["gid"])
-            self.inject(str(index), part["target"], base64.b64decode(part["content"]), part["mode"])
+            content = base64.b64decode(part["content"])
+            self.inject(str(index), part["target"], content, part["mode"], m.MOUNT_ATTR_RDONLY)
             os.chown(str(index), uid, gid, dir_fd=self.scratch)
 
-    def inject(self, name: str, target_path: str, content: bytes, mode: int) -> None:
+    def inject(
+        self, name: str, target_path: str, content: bytes, mode: int, attributes: int = 0
+    ) -> None:
+        """Mount a file with this content onto the path, which is made where it is missing."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         fd = os.open(name, flags, 0o600, dir_fd=self.scratch)
         with open(fd, "wb") as file:
             file.write(content)
             os.fchmod(fd, mode)
         tree = m.clone(self.scratch, name)
-        m.set_attributes(tree, _SAFE, m.MS_PRIVATE)
+        m.set_attributes(tree, _SAFE | attributes, m.MS_PRIVATE)
         target = m.make_file(self.fd, target_path)
         m.attach(tree, target)
         os.close(target)

@@ -82,6 +82,7 @@ class Shim:
         self.reports: dict[int, Report] = {}
         self.own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         self.null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+        self.boot = _boot_id()
         self.poll.register(listener.fileno(), select.EPOLLIN)
 
     def run(self) -> None:
@@ -122,7 +123,7 @@ class Shim:
             return
         process = Process(container, told["pid"], -1, {})
         process.ours = False
-        pidfd = _pidfd_of(told) if told["boot"] == boot_id() else -1
+        pidfd = _pidfd_of(told) if told["boot"] == self.boot else -1
         if pidfd >= 0:
             process.pidfd = pidfd
             for name in ("stdout", "stderr"):
@@ -187,7 +188,7 @@ class Shim:
         flags = _FIRST | (k.CLONE_NEWCGROUP if "cgroup" in fds else 0)
         keep = ("stdout", "stderr", "stdin_writer")
         process = self._spawn(request, fds, agent, flags, child.start, keep)
-        found = {"pid": process.pid, "start": start_time(process.pid), "boot": boot_id()}
+        found = {"pid": process.pid, "start": _start_time(process.pid), "boot": self.boot}
         _write_record(request["record"], found)
         return None, []
 
@@ -389,7 +390,7 @@ def _pidfd_of(told: dict[str, Any]) -> int:
     except ProcessLookupError:
         return -1
     try:
-        if start_time(told["pid"]) == told["start"]:
+        if _start_time(told["pid"]) == told["start"]:
             return pidfd
     except (FileNotFoundError, ProcessLookupError):
         pass
@@ -406,13 +407,13 @@ def _describe(process: Process) -> dict[str, Any]:
     return {"id": process.id, "pid": process.pid, "code": process.code, "time": process.time}
 
 
-def start_time(pid: int) -> int:
+def _start_time(pid: int) -> int:
     """Clock ticks since boot at which `pid` began (proc_pid_stat(5), field 22)."""
     with open(f"/proc/{pid}/stat", "rb") as file:
         return int(file.read().rpartition(b")")[2].split()[19])
 
 
-def boot_id() -> str:
+def _boot_id() -> str:
     with open("/proc/sys/kernel/random/boot_id") as file:
         return file.read().strip()
 
@@ -421,7 +422,7 @@ def _write_record(path: str, body: dict[str, Any]) -> None:
     """Whole or not at all. A full /run must not stop the shim: then only memory knows."""
     try:
         with open(path + ".new", "w") as file:
-            json.dump(body, file)
+            file.write(json.dumps(body))
         os.rename(path + ".new", path)
     except OSError as error:
         print(f"cannot write {path}: {error.strerror}", file=sys.stderr)

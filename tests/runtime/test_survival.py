@@ -252,7 +252,7 @@ def test_execs_and_stdin_outlive_the_shim_under_a_living_agent(node: Box) -> Non
         await process.attachment.write(b"through")
         await process.attachment.close_stdin()
         assert [data async for _, data in process.attachment.output()] == [b"through"]
-        assert await process.wait() == 0
+        assert await process.wait() in ((0,) if CODES else (0, 137))
         await attachment.write(b"after")
         await attachment.close_stdin()
         exited, text = await finish(runtime, cat)

@@ -14,8 +14,9 @@ from orchestra.model.cluster import CreateNetwork, Plan, RemoveNetwork, StackRec
 from orchestra.model.node import NodeState
 from orchestra.model.service import PortMode
 from orchestra.plan import demand as ask
+from orchestra.plan.board import Board, Draft
 from orchestra.plan.graph import dependents, start_order
-from orchestra.plan.rollout import Board, Draft, Rollout
+from orchestra.plan.rollout import Rollout
 from orchestra.plan.schedule import Demand, Scheduler
 from orchestra.plan.state import State, TaskRecord, View
 

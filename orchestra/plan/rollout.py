@@ -9,81 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import define, evolve, field
-
 from orchestra.model.cluster import (
-    Action,
-    Blocked,
-    CreateVolume,
     Difference,
-    RemoveTask,
-    ResumeTask,
     StackRecord,
-    StartTask,
-    StopTask,
-    Waiting,
 )
 from orchestra.model.node import Availability, NodeState, ObservedTask
 from orchestra.model.service import DependencyCondition, Service, UpdateOrder
 from orchestra.plan import demand as ask
+from orchestra.plan.board import Board
 from orchestra.plan.explain import node_away
-from orchestra.plan.schedule import Demand, NoNode, Scheduler
+from orchestra.plan.places import Places
 from orchestra.plan.spec_hash import differences, fingerprint, spec_hash
-from orchestra.plan.standing import Standing, settled, standing, stopped
-from orchestra.plan.state import State, TaskRecord, View
+from orchestra.plan.standing import Standing, settled, stopped
+from orchestra.plan.state import TaskRecord
 
 MONITOR = 5.0  # seconds that a replacement without a health check is watched
-
-
-@define
-class Draft:
-    """The plan as it is being written."""
-
-    actions: list[Action] = field(factory=list)
-    blocked: list[Blocked] = field(factory=list)
-    waiting: list[Waiting] = field(factory=list)
-
-
-@define
-class Board:
-    """What all services of one planning pass share; `bound` are volumes placed in this pass."""
-
-    state: State
-    view: View
-    reports: Mapping[str, ObservedTask]
-    scheduler: Scheduler
-    by_service: Mapping[str, list[TaskRecord]]  # "stack/service"
-    draft: Draft
-    bound: dict[str, tuple[str, ...]] = field(factory=dict)
-
-    def standing(self, record: TaskRecord) -> Standing:
-        return standing(record, self.view, self.reports)
-
-    def node_name(self, node: str) -> str:
-        known = self.view.nodes.get(node)
-        return known.record.name if known else node[:12]
-
-    def retire(self, record: TaskRecord, because: str, hold: bool = False) -> None:
-        """Stop a task, or forget it where nothing of it can be running.
-
-        `hold`: its container stays, to be resumed.
-        """
-        task = record.task
-        if self.standing(record).runs and record.released:
-            name = self.node_name(task.node)
-            self.draft.actions.append(
-                StopTask(task.id, task.stack, task.service, task.slot, name, because, hold)
-            )
-        else:
-            self.draft.actions.append(RemoveTask(task.id, task.slot, because))
-
-    def sweep(self, record: TaskRecord) -> bool:
-        """Forget a stopping task that has ended; say whether it has."""
-        if not stopped(record, self.view, self.reports):
-            return False
-        task = record.task
-        self.draft.actions.append(RemoveTask(task.id, task.slot, task.stop_reason or "it ended"))
-        return True
 
 
 class Rollout:
@@ -96,7 +36,8 @@ class Rollout:
         self.key = ask.key_of(record.stack.name, service.name)
         self.fingerprint = fingerprint(record, service)
         self.hash = spec_hash(self.fingerprint)
-        self.demand = self._demand()
+        self.places = Places(board, record, service)
+        self.demand = self.places.demand
         tasks = board.by_service.get(self.key, [])
         self.live: dict[str, list[TaskRecord]] = {}
         self.stopping: dict[str, list[TaskRecord]] = {}
@@ -170,9 +111,11 @@ class Rollout:
         for serving, number, slot, current in sorted(dirty, key=lambda d: d[:3]):
             now = self.board.standing(current)
             if now is Standing.UNHEARD:
-                self._wait(slot, f"{self.board.node_name(current.task.node)} is not heard yet")
+                self.places.wait(
+                    slot, f"{self.board.node_name(current.task.node)} is not heard yet"
+                )
             elif serving and flux >= ask.parallelism(self.service):
-                self._wait(slot, "its turn to be replaced comes when the others serve")
+                self.places.wait(slot, "its turn to be replaced comes when the others serve")
             else:
                 flux += 1
                 self._replace(slot, number, current, rollouts)
@@ -195,7 +138,7 @@ class Rollout:
             if slot in self.live or held or (node.state is NodeState.READY and active):
                 slots[slot] = 0
         if not eligible and not self.is_stopped:
-            self._block(name, self.board.scheduler.why_not(self.demand))
+            self.places.block(name, self.board.scheduler.why_not(self.demand))
         return slots
 
     def _hold(self) -> None:
@@ -221,25 +164,14 @@ class Rollout:
         self, slot: str, number: int, held: TaskRecord, rollouts: Mapping[str, Rollout]
     ) -> None:
         """Start a stopped task where it is; elsewhere anew if its node cannot have it any more."""
-        node = held.task.node
         if not stopped(held, self.board.view, self.board.reports):
-            self._wait(slot, "it is still stopping")
+            self.places.wait(slot, "it is still stopping")
             return
         if not self._open(slot, rollouts):
             return
-        leave = self.board.scheduler.stays(node, self.demand)
-        if not leave:
-            try:
-                self.board.scheduler.place_on(node, self._pinned())
-            except NoNode as error:
-                leave = str(error)
+        leave = self.places.resume(slot, held)
         if leave:
-            self._take_over(slot, number, held, leave)
-            return
-        task, name = held.task, self.board.node_name(node)
-        self.board.draft.actions.append(
-            ResumeTask(task.id, task.stack, task.service, slot, name, "it was started")
-        )
+            self.places.take_over(slot, number, held, leave)
 
     def _fill(self, slot: str, number: int, rollouts: Mapping[str, Rollout]) -> bool:
         held = next((r for r in self.stopping.get(slot, ()) if self._kept(r)), None)
@@ -247,13 +179,13 @@ class Rollout:
             self._resume(slot, number, held, rollouts)
             return False
         if self.stopping.get(slot):
-            self._wait(slot, "its predecessor is stopping")
+            self.places.wait(slot, "its predecessor is stopping")
             return True
         updating = any(not self._matches(r) for rs in self.live.values() for r in rs)
         because = "the service changed" if updating else self._first_reason()
         if not self._open(slot, rollouts):
             return updating
-        self._start(slot, number, because)
+        self.places.start(slot, number, because)
         return updating
 
     def _first_reason(self) -> str:
@@ -277,10 +209,10 @@ class Rollout:
         settled_there = now in (Standing.DONE, Standing.FAILED, Standing.UNHEARD)
         leave = "" if settled_there else self.board.scheduler.stays(node, self.demand)
         if leave:
-            away = self._volume_away()
+            away = self.places.volume_away()
             if away:  # its data cannot follow: the node is emptied all the same
                 self.board.retire(current, leave)
-                self._wait(slot, away)
+                self.places.wait(slot, away)
             else:
                 self._replace(slot, number, current, rollouts, leave)
             return True
@@ -298,14 +230,16 @@ class Rollout:
             monitor = self.service.update.monitor if self.service.update else MONITOR
             pause = self.service.update.delay if self.service.update else 0.0
             if others and not settled(current, self.board.view, monitor):
-                self._wait(slot, f"it is watched for {monitor:g} s before its predecessor stops")
+                self.places.wait(
+                    slot, f"it is watched for {monitor:g} s before its predecessor stops"
+                )
                 return True
             since = self.board.view.serving_since.get(current.task.id, self.board.view.now)
             if others and pause and self.board.view.now - since < pause:
-                self._wait(slot, "update_config.delay", since + pause)
+                self.places.wait(slot, "update_config.delay", since + pause)
                 return True
         else:
-            self._wait(slot, self._describe(current, now))
+            self.places.wait(slot, self._describe(current, now))
             return True
         for record in others:
             self.board.retire(record, "its successor has taken over")
@@ -320,7 +254,7 @@ class Rollout:
             return True
         if ask.is_global(self.service):
             return False
-        self._take_over(slot, number, current, self._away(current))
+        self.places.take_over(slot, number, current, self._away(current))
         return True
 
     def _replace(
@@ -340,124 +274,17 @@ class Rollout:
             if not self._open(slot, rollouts):
                 return
         if not self.board.standing(current).runs or not current.released:
-            self._take_over(slot, number, current, because, changes)
+            self.places.take_over(slot, number, current, because, changes)
         elif order is UpdateOrder.START_FIRST and not ask.is_global(self.service):
             serving = self.board.standing(current) is Standing.SERVING
-            if self._start(slot, number, because, current, changes) and not serving:
+            if self.places.start(slot, number, because, current, changes) and not serving:
                 self.board.retire(current, because)
         else:
-            self._stop_first(slot, current, because, changes)
-
-    def _stop_first(
-        self, slot: str, current: TaskRecord, because: str, changes: tuple[Difference, ...]
-    ) -> None:
-        node = current.task.node
-        self.board.scheduler.count(node, self.demand, -1)
-        try:
-            self._node_for(slot)
-        except NoNode as error:
-            self.board.scheduler.count(node, self.demand)
-            self._block(slot, str(error))
-            return
-        text = because + "".join(f"\n    {change}" for change in changes)
-        self.board.retire(current, text)
-
-    def _take_over(
-        self,
-        slot: str,
-        number: int,
-        current: TaskRecord,
-        because: str,
-        changes: tuple[Difference, ...] = (),
-    ) -> None:
-        """Start a successor of a task of which nothing runs any more, and forget that one."""
-        away = self._volume_away()
-        if away:
-            self._wait(slot, away)
-        elif self._start(slot, number, because, current, changes):
-            self.board.draft.actions.append(RemoveTask(current.task.id, slot, because))
-
-    def _start(
-        self,
-        slot: str,
-        number: int,
-        because: str,
-        replaces: TaskRecord | None = None,
-        changes: tuple[Difference, ...] = (),
-    ) -> bool:
-        """Place the slot and write its start; False (and why) where no node can take it."""
-        away = self._volume_away()
-        if away:
-            self._wait(slot, away)
-            return False
-        try:
-            node = self._node_for(slot, replaces.task.node if replaces else "")
-        except NoNode as error:
-            self._block(slot, str(error))
-            return False
-        self._bind(node)
-        self.board.draft.actions.append(
-            StartTask(
-                self.record.stack.name,
-                self.service.name,
-                slot,
-                number,
-                node,
-                self.board.node_name(node),
-                because,
-                replaces.task.id if replaces else "",
-                changes,
-            )
-        )
-        return True
-
-    def _node_for(self, slot: str, leaving: str = "") -> str:
-        """The node for one more task of the slot, which is counted there. Raises NoNode."""
-        if not ask.is_global(self.service):
-            return self.board.scheduler.place(self._pinned(), leaving)
-        name = slot.removeprefix(f"{self.service.name}.")
-        for node in self.board.view.nodes.values():
-            if node.record.name == name:
-                return self.board.scheduler.place_on(node.record.id, self.demand)
-        raise NoNode(f"{name} is no longer a node of the cluster")
-
-    def _pinned(self) -> Demand:
-        """The demand with volumes that an earlier slot of this pass has given a place."""
-        new = {v: n for v, n in self.board.bound.items() if v in self._volumes()}
-        return evolve(self.demand, pinned={**new, **self.demand.pinned}) if new else self.demand
-
-    def _volumes(self) -> tuple[str, ...]:
-        return ask.named_volumes(self.record.stack, self.service)
-
-    def _bind(self, node: str) -> None:
-        """Every named volume of a started slot has a place from now on."""
-        for name in self._volumes():
-            holders = self.board.bound.get(name) or self.board.state.volumes.get(name, ())
-            if node not in holders:
-                self.board.bound[name] = (*holders, node)
-                self.board.draft.actions.append(
-                    CreateVolume(name, self.board.node_name(node), f"{self.key} uses it")
-                )
-
-    def _volume_away(self) -> str:
-        """Why the service must wait for a volume: all nodes that hold it are away."""
-        if ask.is_global(self.service):
-            return ""
-        for name, holders in self.demand.pinned.items():
-            nodes = [self.board.view.nodes[h] for h in holders if h in self.board.view.nodes]
-            if holders and not any(n.state is NodeState.READY for n in nodes):
-                where = "; ".join(node_away(n, ", which is") for n in nodes)
-                where = where or "a node that was removed"
-                return f"its volume {name} is on {where}; it never starts on an empty volume"
-            drained = [n for n in nodes if n.record.availability is Availability.DRAIN]
-            if holders and len(drained) == len(nodes):
-                names = ", ".join(n.record.name for n in drained)
-                return f"its volume {name} is on {names}, which is drained"
-        return ""
+            self.places.stop_first(slot, current, because, changes)
 
     def refuse(self, because: str) -> None:
         """Nothing of the service can start; what runs of it is left alone."""
-        self._block(self.service.name, because)
+        self.places.block(self.service.name, because)
 
     @property
     def is_stopped(self) -> bool:
@@ -465,10 +292,6 @@ class Rollout:
         return self.service.name in self.record.stopped
 
     # --- small questions -----------------------------------------------------------------
-
-    def _demand(self) -> Demand:
-        state, view = self.board.state, self.board.view
-        return ask.demand_of(state, view, self.record, self.service)
 
     def _matches(self, record: TaskRecord) -> bool:
         return record.task.spec_hash == self.hash
@@ -487,9 +310,9 @@ class Rollout:
         if not because:
             return True
         if hopeless:
-            self._block(slot, because)
+            self.places.block(slot, because)
         else:
-            self._wait(slot, because)
+            self.places.wait(slot, because)
         return False
 
     def _again(self, current: TaskRecord) -> str:
@@ -520,13 +343,6 @@ class Rollout:
         report = self.board.reports.get(record.task.id)
         error = f": {report.error}" if report is not None and report.error else ""
         return f"it is {now.value} on {where}{error}"
-
-    def _wait(self, slot: str, because: str, until: float = 0.0) -> None:
-        stack = self.record.stack.name
-        self.board.draft.waiting.append(Waiting(slot, because, until, stack))
-
-    def _block(self, slot: str, because: str) -> None:
-        self.board.draft.blocked.append(Blocked(slot, because, self.record.stack.name))
 
 
 def _exit(record: TaskRecord, reports: Mapping[str, ObservedTask]) -> str:

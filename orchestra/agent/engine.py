@@ -7,12 +7,23 @@ container returns only when the change would outlive a power cut.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from tempfile import TemporaryDirectory
 
 import trio
 from attrs import evolve
 
+from orchestra.agent.archive import (
+    Part,
+    View,
+    path_stat,
+    read_archive,
+    user_of,
+    write_archive,
+)
 from orchestra.agent.complete import complete
 from orchestra.agent.containers import Wait
 from orchestra.agent.creation import Parts, create_container, new_id
@@ -31,8 +42,11 @@ from orchestra.api.engine import (
     Images,
     LogLine,
     LogOptions,
+    PathStat,
     Usage,
 )
+from orchestra.image.compression import decompress
+from orchestra.image.flow import pull, push
 from orchestra.model.assignment import AssignedNetwork
 from orchestra.model.container import (
     Container,
@@ -47,6 +61,8 @@ from orchestra.model.errors import Conflict, Invalid, NotFound
 from orchestra.model.event import Event
 from orchestra.model.node import NodeFacts
 from orchestra.model.paths import NodePaths
+from orchestra.model.service import MountType
+from orchestra.runtime.files import resting_root, running_root
 
 CONDITIONS = ("not-running", "next-exit", "removed")
 
@@ -218,6 +234,76 @@ class Engine:
         mounted = [m.target for m in container.spec.mounts]
         mounted += [f.target for f in container.spec.files]
         return await trio.to_thread.run_sync(changes, upper, lowers, mounted)
+
+    async def path_stat(self, ref: str, path: str) -> PathStat:
+        view = await self._view(ref)
+        try:
+            return await trio.to_thread.run_sync(path_stat, view, path)
+        finally:
+            view.close()
+
+    async def archive(self, ref: str, path: str) -> AsyncIterator[bytes]:
+        view = await self._view(ref)
+        try:
+            async with aclosing(push(read_archive(view, path))) as pieces:
+                async for piece in pieces:
+                    yield piece
+        finally:
+            view.close()
+        self._lifecycle.tell(self._containers.find(ref), "archive-path")
+
+    async def unpack(
+        self,
+        ref: str,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        keep_kinds: bool = False,
+        as_user: bool = False,
+    ) -> None:
+        view = await self._view(ref)
+        spec = self._containers.find(ref).container.spec
+
+        def work() -> None:
+            owner = user_of(view, spec.user) if as_user and spec.user else None
+            tar = decompress(pull(chunks))
+            write_archive(view, path, tar, keep_kinds=keep_kinds, owner=owner)
+
+        try:
+            await trio.to_thread.run_sync(work)
+        finally:
+            view.close()
+        self._lifecycle.tell(self._containers.find(ref), "extract-to-dir")
+
+    async def _view(self, ref: str) -> View:
+        """The container's files as they are now; no start or end comes in between."""
+        live = self._containers.find(ref)
+        async with live.lock:
+            container = live.container
+            if live.running:
+                try:
+                    root = running_root(container.pid)
+                except OSError:
+                    raise Conflict(f"Container {live.id} is just ending: try again") from None
+                return View(container.name, root)
+            lowers = self._parts.images.lowers(container.spec.image_id)
+            return await trio.to_thread.run_sync(self._resting_view, container, lowers)
+
+    def _resting_view(self, container: Container, lowers: Sequence[str]) -> View:
+        spec = container.spec
+        with TemporaryDirectory(dir=self._paths.run, prefix="view-") as scratch:
+            root = resting_root(lowers, self._paths.container(container.id), scratch)
+        parts = []
+        for mount in spec.mounts:
+            source = mount.source
+            if mount.type is MountType.VOLUME:
+                source = self._parts.volumes.path(container.volumes[mount.target])
+            elif mount.type is MountType.TMPFS:
+                continue
+            if os.path.isdir(source):
+                fd = os.open(source, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                parts.append(Part(mount.target.rstrip("/"), fd, mount.read_only))
+        parts.sort(key=lambda part: len(part.target), reverse=True)
+        return View(container.name, root, tuple(parts), spec.read_only)
 
     async def sizes(self, ref: str) -> tuple[int, int]:
         container = self._containers.find(ref).container

@@ -120,6 +120,7 @@ def fabric_endpoints(wired: Wired) -> tuple[FabricEndpoint, ...]:
     )
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def mac_of(address: str) -> str:
     """Return a locally administered MAC that is as unique as the address."""
     return ":".join(f"{b:02x}" for b in (0x02, 0x42, *ipaddress.IPv4Address(address).packed))

@@ -27,6 +27,7 @@ from orchestra.wire.message import Headers, Hijack, Response
 RAW = "application/vnd.docker.raw-stream"
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 CONDITIONS = ("not-running", "next-exit", "removed")
+TAR = "application/x-tar"
 SAMPLE = 1.0  # seconds between two samples of `stats`
 
 
@@ -57,6 +58,10 @@ class ContainerRoutes:
             ("GET", "/containers/{name}/logs", self.logs),
             ("GET", "/containers/{name}/top", self.top),
             ("GET", "/containers/{name}/stats", self.stats),
+            ("HEAD", "/containers/{name}/archive", self.archive_head),
+            ("GET", "/containers/{name}/archive", self.archive_get),
+            ("PUT", "/containers/{name}/archive", self.archive_put),
+            ("GET", "/containers/{name}/export", self.export),
             ("GET", "/containers/{name}/changes", self.changes),
             ("POST", "/containers/prune", self.prune),
             ("POST", "/containers/{name}/exec", self.exec_create),
@@ -244,6 +249,31 @@ class ContainerRoutes:
         found = await self.engine.changes(call.name)
         return answer([{"Path": path, "Kind": kind.value} for path, kind in found] or None)
 
+    async def archive_head(self, call: Call) -> Response:
+        found = await self.engine.path_stat(call.name, _path(call))
+        return Response(200, render.path_stat_header(found))
+
+    async def archive_get(self, call: Call) -> Response:
+        path = _path(call)
+        found = await self.engine.path_stat(call.name, path)
+        head = (("Content-Type", TAR), *render.path_stat_header(found))
+        return Response(200, head, self.engine.archive(call.name, path))
+
+    async def archive_put(self, call: Call) -> Response:
+        await self.engine.unpack(
+            call.name,
+            _path(call),
+            aiter(call.request.body),
+            keep_kinds=call.flag("noOverwriteDirNonDir"),
+            as_user=call.flag("copyUIDGID"),
+        )
+        return nothing(200)
+
+    async def export(self, call: Call) -> Response:
+        container = self.engine.container(call.name)
+        await self.engine.path_stat(container.id, "/")
+        return stream(self.engine.archive(container.id, "/."), TAR)
+
     async def prune(self, call: Call) -> Response:
         filters = call.filters(select.PRUNE_KEYS)
         removed, reclaimed = [], 0
@@ -297,6 +327,12 @@ def _size(call: Call) -> tuple[int, int]:
     if rows is None or columns is None:
         raise Invalid("a terminal's size needs h and w")
     return rows, columns
+
+
+def _path(call: Call) -> str:
+    if not call.text("path"):
+        raise Invalid("no path is named: path is empty")
+    return call.text("path")
 
 
 def _tail(text: str) -> int | None:

@@ -108,6 +108,17 @@ class Usage:
     networks: Mapping[str, Traffic] = field(factory=dict)  # by interface
 
 
+@frozen
+class PathStat:
+    """What a path in a container is; `mode` as in stat(2), `link_target` inside its root."""
+
+    name: str
+    size: int
+    mode: int
+    mtime: float
+    link_target: str = ""
+
+
 class Change(enum.Enum):
     """How a path of a container differs from its image; Docker's numbers."""
 
@@ -185,6 +196,26 @@ class Engine(Protocol):
 
     async def changes(self, ref: str) -> Sequence[tuple[str, Change]]:
         """What it changed in its image's files, by path; parents come with what is in them."""
+        ...
+
+    async def path_stat(self, ref: str, path: str) -> PathStat:
+        """NotFound("Could not find the file ..."), Invalid for "x/" where x is no directory."""
+        ...
+
+    def archive(self, ref: str, path: str) -> AsyncIterator[bytes]:
+        """The tar of a path; of "dir/." its content."""
+        ...
+
+    async def unpack(
+        self,
+        ref: str,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        keep_kinds: bool = False,
+        as_user: bool = False,
+    ) -> None:
+        """Unpack a tar, maybe compressed, at a directory. `keep_kinds`: no directory is replaced
+        by something else nor the reverse; `as_user`: all belongs to the container's user."""
         ...
 
     async def sizes(self, ref: str) -> tuple[int, int]:

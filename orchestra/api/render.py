@@ -6,10 +6,14 @@ Every function takes the API version that the client speaks where the shape depe
 
 from __future__ import annotations
 
+import base64
+import json
+import stat
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
+from orchestra.api.engine import PathStat
 from orchestra.api.words import duration, rfc3339
 from orchestra.model.assignment import AssignedNetwork
 from orchestra.model.container import (
@@ -21,6 +25,7 @@ from orchestra.model.container import (
     Health,
 )
 from orchestra.model.service import Healthcheck, Mount, MountType, RestartCondition
+from orchestra.wire.message import Headers
 
 Version = tuple[int, int]
 Networks = Mapping[str, AssignedNetwork]  # by id
@@ -472,6 +477,33 @@ def container_row(
         "NetworkSettings": {"Networks": endpoints(container, networks, version)},
         "Mounts": mounts(container, places),
     }
+
+
+_GO_MODES = (
+    (stat.S_ISDIR, 1 << 31),
+    (stat.S_ISLNK, 1 << 27),
+    (stat.S_ISBLK, 1 << 26),
+    (stat.S_ISFIFO, 1 << 25),
+    (stat.S_ISSOCK, 1 << 24),
+    (stat.S_ISCHR, 1 << 26 | 1 << 21),
+)
+_GO_BITS = ((stat.S_ISUID, 1 << 23), (stat.S_ISGID, 1 << 22), (stat.S_ISVTX, 1 << 20))
+
+
+def path_stat_header(found: PathStat) -> Headers:
+    """The header that tells clients of `docker cp` what a path is; its mode is Go's os.FileMode."""
+    mode = found.mode & 0o777
+    mode |= sum(bit for test, bit in _GO_MODES if test(found.mode))
+    mode |= sum(bit for flag, bit in _GO_BITS if found.mode & flag)
+    value = {
+        "name": found.name,
+        "size": found.size,
+        "mode": mode,
+        "mtime": rfc3339(found.mtime),
+        "linkTarget": found.link_target,
+    }
+    text = base64.b64encode(json.dumps(value).encode()).decode("ascii")
+    return (("X-Docker-Container-Path-Stat", text),)
 
 
 def exec_inspect(value: Exec) -> dict[str, Any]:

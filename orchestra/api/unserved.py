@@ -18,13 +18,8 @@ BUILD = (
     "images cannot be built yet: build elsewhere, and load the result with `orchestra image load`"
 )
 NETWORK = "networks are made by stacks: declare it in a compose file and `orchestra up`"
-COPY = "files cannot be copied yet: mount a volume, or pipe through `docker exec -i ... tar`"
 
 ROUTES: tuple[tuple[str, str, str], ...] = (
-    ("HEAD", "/containers/{name}/archive", COPY),
-    ("GET", "/containers/{name}/archive", COPY),
-    ("PUT", "/containers/{name}/archive", COPY),
-    ("GET", "/containers/{name}/export", COPY),
     ("GET", "/containers/{name}/attach/ws", "attach over the hijacked connection instead"),
     ("POST", "/containers/{name}/update", "create the container anew with other limits"),
     ("POST", "/commit", BUILD),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -544,5 +546,35 @@ def test_a_prune_takes_what_is_not_used_and_not_kept_by_a_filter() -> None:
         assert done == {"NetworksDeleted": None}
         done = await client.json("POST", "/images/prune")
         assert done == {"ImagesDeleted": None, "SpaceReclaimed": 0}
+
+    run(test)
+
+
+def test_files_travel_as_tar_with_a_head_that_says_what_they_are() -> None:
+    async def test(toy: Served, client: EngineClient) -> None:
+        await create(client, "true", name="box")
+        where = "/containers/box/archive?path=/etc/motd"
+        head, body = await raw(toy, f"HEAD {where} HTTP/1.1\nHost: x\nConnection: close\n")
+        (text,) = re.findall("X-Docker-Container-Path-Stat: (.*)\r\n", head)
+        assert json.loads(base64.b64decode(text)) == {
+            "name": "motd",
+            "size": 5,
+            "mode": 0o755 | 1 << 23,  # set-uid as Go has it
+            "mtime": "2023-11-14T22:13:20Z",
+            "linkTarget": "",
+        }
+        assert body == b""
+        async with client.request("GET", where) as answer:
+            assert await answer.read() == b"hello"
+        query = {"path": "/new", "noOverwriteDirNonDir": True}
+        async with client.request("PUT", "/containers/box/archive", query=query, body=b"tar"):
+            pass
+        assert toy.engine.unpacked == [("/new", True, False)]
+        async with client.request("GET", "/containers/box/export") as answer:
+            assert await answer.read() == b"everything"
+        with pytest.raises(NotFound, match="Could not find the file /no in container box"):
+            await client.json("GET", "/containers/box/archive", query={"path": "/no"})
+        with pytest.raises(Invalid, match="path is empty"):
+            await client.json("GET", "/containers/box/archive")
 
     run(test)

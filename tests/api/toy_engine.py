@@ -16,7 +16,15 @@ from typing import Any
 import attrs
 import trio
 
-from orchestra.api.engine import Change, CreateRequest, LogLine, LogOptions, Traffic, Usage
+from orchestra.api.engine import (
+    Change,
+    CreateRequest,
+    LogLine,
+    LogOptions,
+    PathStat,
+    Traffic,
+    Usage,
+)
 from orchestra.model.assignment import AssignedNetwork
 from orchestra.model.container import (
     Container,
@@ -265,6 +273,8 @@ class ToyEngine:
         self.happened = trio.Event()
         self.resized: list[tuple[str, int, int]] = []
         self.samples = 0
+        self.files = {"/etc/motd": b"hello", "/": b"", "/.": b"everything"}
+        self.unpacked: list[tuple[str, bool, bool]] = []
 
     # --- inner workings
 
@@ -449,6 +459,27 @@ class ToyEngine:
     async def changes(self, ref: str) -> Sequence[tuple[str, Change]]:
         self.container(ref)
         return [("/tmp", Change.MODIFIED), ("/tmp/new", Change.ADDED), ("/bin/ls", Change.DELETED)]
+
+    async def path_stat(self, ref: str, path: str) -> PathStat:
+        self.container(ref)
+        if path not in self.files:
+            raise NotFound(f"Could not find the file {path} in container {ref}")
+        return PathStat("motd", len(self.files[path]), 0o104755, 1_700_000_000.0)
+
+    async def archive(self, ref: str, path: str) -> AsyncIterator[bytes]:
+        yield self.files[path]
+
+    async def unpack(
+        self,
+        ref: str,
+        path: str,
+        chunks: AsyncIterator[bytes],
+        keep_kinds: bool = False,
+        as_user: bool = False,
+    ) -> None:
+        self.container(ref)
+        self.files[path] = b"".join([chunk async for chunk in chunks])
+        self.unpacked.append((path, keep_kinds, as_user))
 
     async def sizes(self, ref: str) -> tuple[int, int]:
         self.container(ref)

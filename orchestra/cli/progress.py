@@ -134,6 +134,7 @@ class _Table:
         self._live = Live(console=Console(), refresh_per_second=8, vertical_overflow="crop")
 
     def show(self, moment: Progress, board: dict[str, SlotProgress]) -> None:
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
@@ -150,8 +151,7 @@ class _Table:
                 Text(_detail(slot), overflow="ellipsis", no_wrap=True, style="dim"),
             )
         rest = f" ({len(there) - len(shown)} not shown)" if len(there) > len(shown) else ""
-        table.add_row(Text(""), Text(""), Text(""), Text(moment.text.split("\n")[0] + rest))
-        self._live.update(table)
+        self._live.update(Group(table, Text(moment.text.split("\n")[0] + rest)))
 
     def close(self) -> None:
         self._live.stop()

@@ -13,6 +13,7 @@ from attrs import frozen
 
 from orchestra.controller.rows import lacks
 from orchestra.controller.ship import Shipment
+from orchestra.controller.wish import own_volumes
 from orchestra.model.cluster import (
     Blocked,
     Plan,
@@ -28,6 +29,7 @@ from orchestra.model.cluster import (
 )
 from orchestra.model.node import NodeState, ObservedTask, TaskState
 from orchestra.plan import demand as ask
+from orchestra.plan.explain import node_away
 from orchestra.plan.standing import SETTLE, Standing, settled, standing
 from orchestra.plan.state import State, TaskRecord, View
 
@@ -117,6 +119,7 @@ def look(state: State, view: View, plan: Plan, name: str, notes: Mapping[str, Sh
     )
     slots = _slots(seen)
     if record.removing:
+        slots = (*slots, *_volumes_away(record, seen))
         text = f"{len(tasks)} tasks to go" if tasks else "networks and volumes to go"
         phase = StackPhase.REMOVING
         return Sight(Progress(view.now, text, phase, running=len(tasks), slots=slots))
@@ -141,6 +144,18 @@ def look(state: State, view: View, plan: Plan, name: str, notes: Mapping[str, Sh
         Progress(view.now, text, phase, running, desired, slots),
         tuple(t.task.id for t in failing if t.released),
     )
+
+
+def _volumes_away(record: StackRecord, seen: _Look) -> list[SlotProgress]:
+    """Volumes that shall go with their stack, but whose nodes cannot be asked to remove them."""
+    if not record.remove_volumes:
+        return []
+    return [
+        SlotProgress(f"volume {name}", SlotPhase.WAITING, text=node_away(node))
+        for name in own_volumes(record)
+        for holder in seen.state.volumes.get(name, ())
+        if (node := seen.view.nodes.get(holder)) and node.state is not NodeState.READY
+    ]
 
 
 def behind(view: View, generation: int) -> list[str]:

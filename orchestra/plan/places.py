@@ -81,10 +81,7 @@ class Places:
         changes: tuple[Difference, ...] = (),
     ) -> None:
         """Start a successor of a task of which nothing runs any more, and forget that one."""
-        away = self.volume_away()
-        if away:
-            self.wait(slot, away)
-        elif self.start(slot, number, because, current, changes):
+        if self.start(slot, number, because, current, changes):
             self._board.draft.actions.append(RemoveTask(current.task.id, slot, because))
 
     def stop_first(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -156,6 +157,30 @@ def test_up_fails_when_a_health_check_does_and_shows_the_last_lines(app: Stack) 
     assert "up in" not in done.stdout
     assert app.tasks()["web.1"]["health"] == "unhealthy"
     assert "connection refused" in app("ps").stdout
+
+
+def test_a_program_that_is_not_there_fails_with_its_name(app: Stack) -> None:
+    app.write("services:\n  web:\n    image: busybox\n    command: nosuchprogram --now\n")
+    said = app.refused("up", "--timeout", "60")
+    assert re.search(r"web.1 on node\d failed \(exit code 127; .*nosuchprogram", said)
+
+
+def test_a_bind_source_that_a_node_lacks_is_named(app: Stack) -> None:
+    app.write(
+        """
+        services:
+          web:
+            image: busybox
+            command: sleep 1000
+            volumes:
+              - type: bind
+                source: /no/such/folder
+                target: /data
+                bind: {create_host_path: false}
+        """
+    )
+    said = app.refused("up", "--timeout", "60")
+    assert re.search(r"web.1 on node\d failed \(.*/no/such/folder", said)
 
 
 def test_up_ends_at_its_timeout_and_says_what_is_missing(app: Stack) -> None:

@@ -163,16 +163,19 @@ def test_a_changed_config_replaces_its_users_only(app: Stack) -> None:
             image: busybox
             command: sleep 1000
             init: true
+            healthcheck: {test: [CMD, "true"], interval: 200ms}
             configs: [{source: motd, target: /etc/motd}]
           b:
             image: busybox
             command: sleep 1000
             init: true
+            healthcheck: {test: [CMD, "true"], interval: 200ms}
             secrets: [key]
           c:
             image: busybox
             command: sleep 1000
             init: true
+            healthcheck: {test: [CMD, "true"], interval: 200ms}
         configs: {motd: {file: ./motd}}
         secrets: {key: {file: ./key}}
         """,

@@ -253,6 +253,11 @@ def test_a_removal_with_volumes_waits_for_a_node_that_is_away(play: Play) -> Non
         await until(lambda: state_of(world, home.name) is NodeState.DOWN)
         await world.controller.remove_stack("base", volumes=True)
         await trio.sleep(10.0)
+        async for line in world.controller.progress("base"):
+            (slot,) = line.slots
+            assert (slot.slot, slot.phase) == ("volume base_data", SlotPhase.WAITING)
+            assert slot.text.startswith(f"{home.name} is down")
+            break
         assert [r.stack.name for r in world.controller.stacks()] == ["base"]
         home.boot()
         assert await world.follow("base") is StackPhase.REMOVED

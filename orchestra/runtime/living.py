@@ -291,10 +291,11 @@ class Living:
             oom = group.oom_kills() > 0
             await remove_group(group)
             self._close(live)
-            remove_run_directory(self._paths.container_run(live.id))
             del self.containers[live.id]
+            # Told in the same step: whoever looks finds it among the living or among the told.
+            self._told.send_nowait(Exited(live.id, live.end.code, oom, live.end.time))
+            remove_run_directory(self._paths.container_run(live.id))
             await self._forget(live.id)
-        self._told.send_nowait(Exited(live.id, live.end.code, oom, live.end.time))
 
     def _close(self, live: Live) -> None:
         for fd in {*live.sources.values(), live.pidfd, live.buffer}:

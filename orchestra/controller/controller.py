@@ -22,6 +22,7 @@ from orchestra.controller.apply import Assembler
 from orchestra.controller.events import Events
 from orchestra.controller.last_lines import last_lines
 from orchestra.controller.link import Connect, Link, Silence, Wanted
+from orchestra.controller.links import Links
 from orchestra.controller.progress import behind, look
 from orchestra.controller.rows import task_rows
 from orchestra.controller.ship import Ship, Shipping
@@ -43,14 +44,14 @@ from orchestra.model.cluster import (
 )
 from orchestra.model.errors import Conflict, Invalid, NotFound, OrchestraError, Unavailable
 from orchestra.model.event import Event
-from orchestra.model.node import Availability, InventoryNode, NodeState
+from orchestra.model.node import Availability, InventoryNode
 from orchestra.model.service import Stack
 from orchestra.plan.check import check_stack
 from orchestra.plan.enact import absorb, enact, release
 from orchestra.plan.forecast import forecast
 from orchestra.plan.reconcile import reconcile
 from orchestra.plan.standing import SETTLE
-from orchestra.plan.state import NodeRecord, NodeView, State, View
+from orchestra.plan.state import NodeRecord, State, View
 
 log = logging.getLogger(__name__)
 
@@ -89,15 +90,13 @@ class Controller:
         self._images = images
         self._ship = ship
         self._store = store
-        self._connect = connect
         self._role = role
         self._clock = clock
         self._state = store.load() or new_state(name, cluster_id)
-        self._links: dict[str, Link] = {}  # by node name
+        self._links = Links(connect, self._changed, clock)
         self._wanted: dict[str, Wanted] = {}  # by node id
         self._plan = Plan(self._state.generation)
         self._planned: State | None = None  # the state that `_plan` leads to
-        self._serving_since: dict[str, float] = {}
         self._shown: dict[tuple[str, int], Plan] = {}  # plans that users saw
         self._events = Events()
         self._assembler = Assembler()
@@ -120,9 +119,10 @@ class Controller:
             self._removals = Removals(nursery, self._drop_volumes)
             known = {record.name: record.node for record in self._state.nodes.values()}
             for node in {**{n.name: n for n in inventory}, **known}.values():
-                self._open_link(node)
+                self._links.open(node, nursery)
             task_status.started()
-            await self._first_look()
+            while not self._links.all_heard:
+                await self._news.wait()
             self._looked.set()
             while True:
                 news = self._news
@@ -145,24 +145,18 @@ class Controller:
         self._moved.set()
         self._moved = trio.Event()
 
-    async def _first_look(self) -> None:
-        """Observe all, then plan: wait until every node was heard or its lease has run out."""
-        while any(link.state is NodeState.UNKNOWN for link in self._links.values()):
-            await self._news.wait()
-
     def _step(self) -> float:
         """Decide once; how long to wait for news until deciding again anyway."""
         self._enroll()
         if self._orphaned():
-            for link in self._links.values():
+            for link in self._links:
                 link.want(None)
             self._tell()
             return float("inf")
         assert self._shipping is not None
-        links = self._links_by_id()
+        links = self._links.by_id(self._state)
         view = self._view()
-        before = self._state
-        state = absorb(before, view)
+        state = absorb(self._state, view)
         state = release(state, self._shipping.arrived(state, links))
         plan = reconcile(state, view)
         state, refused = enact(state, plan, view)
@@ -197,33 +191,13 @@ class Controller:
         self._changed()
 
     def _view(self) -> View:
-        now = self._clock()
-        nodes = {}
-        serving = set()
-        for record in self._state.nodes.values():
-            link = self._links[record.name]
-            nodes[record.id] = NodeView(record, link.state, link.observed, link.reason)
-            if link.observed is not None:
-                serving |= {t.id for t in link.observed.tasks if t.serving}
-        since = self._serving_since
-        self._serving_since = {task: since.get(task, now) for task in serving}
-        return View(now, nodes, self._serving_since)
-
-    def _links_by_id(self) -> dict[str, Link]:
-        return {record.id: self._links[record.name] for record in self._state.nodes.values()}
+        return self._links.view(self._state)
 
     # --- nodes ---------------------------------------------------------------------------
 
-    def _open_link(self, node: InventoryNode) -> Link:
-        assert self._nursery is not None
-        link = Link(node, self._connect, self._changed)
-        self._links[node.name] = link
-        self._nursery.start_soon(link.run)
-        return link
-
     def _enroll(self) -> None:
         """Make records of nodes that are heard for the first time, or say why not."""
-        for link in self._links.values():
+        for link in self._links:
             if link.observed is None:
                 continue
             facts = link.observed.facts
@@ -242,7 +216,7 @@ class Controller:
 
     def _orphaned(self) -> int:
         """A generation on the nodes that this store does not know of; 0 = none."""
-        return enroll.unknown_generation(self._state, (k.held for k in self._links.values()))
+        return self._links.orphaned(self._state)
 
     def _refuse_orphaned(self) -> None:
         found = self._orphaned()
@@ -255,26 +229,7 @@ class Controller:
             )
 
     def nodes(self) -> Sequence[NodeStatus]:
-        known = {record.name: record for record in self._state.nodes.values()}
-        rows = []
-        for name, link in sorted(self._links.items()):
-            record = known.get(name)
-            observed = link.observed
-            ago = trio.current_time() - link.last_seen if link.last_seen else 0.0
-            rows.append(
-                NodeStatus(
-                    node=record.node if record else link.node,
-                    state=link.state,
-                    id=record.id if record else "",
-                    index=record.index if record else 0,
-                    availability=record.availability if record else Availability.ACTIVE,
-                    reason=link.reason,
-                    facts=observed.facts if observed else None,
-                    applied=observed.applied if observed else 0,
-                    last_seen=self._clock() - ago if link.last_seen else 0.0,
-                )
-            )
-        return rows
+        return self._links.statuses(self._state)
 
     async def put_node(self, node: InventoryNode) -> NodeStatus:
         self._refuse_orphaned()
@@ -282,12 +237,10 @@ class Controller:
         if record is not None:
             changed = evolve(record, node=node)
             self._wish(evolve(self._state, nodes={**self._state.nodes, record.id: changed}))
+        assert self._nursery is not None
         link = self._links.get(node.name)
-        if link is not None and _login(link.node) != _login(node):
-            link.scope.cancel()
-            link = None
-        if link is None:
-            link = self._open_link(node)
+        if link is None or _login(link.node) != _login(node):
+            link = self._links.open(node, self._nursery)
         link.node = node
         with trio.move_on_after(FIRST_CONTACT):
             while self._record_named(node.name) is None or link.observed is None:
@@ -299,8 +252,7 @@ class Controller:
             if foreign and not self._state.nodes:
                 # The first node of a cluster whose controller was lost: adopting goes through it.
                 return next(row for row in self.nodes() if row.node.name == node.name)
-            link.scope.cancel()
-            del self._links[node.name]
+            self._links.close(node.name)
             if foreign:
                 raise Conflict(
                     f"cannot add node {node.name}: it belongs to another cluster, whose "
@@ -314,19 +266,23 @@ class Controller:
         return next(row for row in self.nodes() if row.node.name == node.name)
 
     async def remove_node(self, name: str, force: bool = False) -> None:
-        if name in self._links and self._record_named(name) is None:
-            self._links.pop(name).scope.cancel()  # it never became a node of this cluster
+        link = self._links.get(name)
+        if link is not None and self._record_named(name) is None:
+            self._links.close(name)  # it never became a node of this cluster
             self._changed()
             return
         record = self._node(name)
         self._refuse_orphaned()
         self._wish(wish.without_node(self._state, record, force))
-        link = self._links.pop(name)
-        link.want(self._assembler.nothing(self._state, record))
-        with trio.move_on_after(FAREWELL):
-            while not link.pushed:
-                await self._news.wait()
-        link.scope.cancel()
+        link = self._links.take(name)
+        if link is not None:
+            link.want(self._assembler.nothing(self._state, record))
+            try:
+                with trio.move_on_after(FAREWELL):
+                    while not link.pushed:
+                        await self._news.wait()
+            finally:
+                link.scope.cancel()
         self._events.node("remove", name, self._clock())
         self._changed()
 
@@ -338,7 +294,9 @@ class Controller:
 
     def _change_node(self, record: NodeRecord) -> None:
         self._refuse_orphaned()
-        self._links[record.name].node = record.node
+        link = self._links.get(record.name)
+        if link is not None:
+            link.node = record.node
         self._wish(evolve(self._state, nodes={**self._state.nodes, record.id: record}))
 
     def _record_named(self, name: str) -> NodeRecord | None:
@@ -384,7 +342,7 @@ class Controller:
 
     async def image_needs(self, stack: Stack) -> Sequence[ImageNeed]:
         await self._looked.wait()
-        links = list(self._links.values())
+        links = list(self._links)
         return [
             await resolve.resolve(self._images, links, text) for text in resolve.image_texts(stack)
         ]
@@ -475,7 +433,7 @@ class Controller:
             if not (record.remove_volumes and volumes):
                 state = wish.without_stack(state, name, self._clock())
                 continue
-            links = self._links_by_id()
+            links = self._links.by_id(self._state)
             homes = {v: [links[h] for h in state.volumes[v] if h in links] for v in volumes}
             if all(_has_applied(link, state) for home in homes.values() for link in home):
                 assert self._removals is not None
@@ -522,7 +480,9 @@ class Controller:
                 slots = {s.slot: s for s in line.slots}
                 line = evolve(line, slots=_changes(told, slots))
                 if line.phase is StackPhase.FAILED:
-                    tail = await last_lines(self._state, self._links_by_id(), sight.failing)
+                    tail = await last_lines(
+                        self._state, self._links.by_id(self._state), sight.failing
+                    )
                     line = evolve(line, log_tail=tail)
                 if ended or line.slots or line.text != text:
                     told, text = slots, line.text
@@ -542,7 +502,8 @@ class Controller:
             return []
         held = []
         silent = []
-        for name, link in self._links.items():
+        for link in self._links:
+            name = link.node.name
             try:
                 client = link.ask()
                 generation, _ = await client.assignment_digests()
@@ -556,8 +517,8 @@ class Controller:
         self._commit(state)
         self._wanted = {}
         for record in state.nodes.values():
-            if record.name not in self._links:
-                self._open_link(record.node)
+            if self._links.get(record.name) is None and self._nursery is not None:
+                self._links.open(record.node, self._nursery)
         self._changed()
         return [*told, *silent]
 

@@ -95,6 +95,7 @@ class Link:
         self._wanted: Wanted | None = None
         self._news = trio.Event()  # for the pusher
         self._heard_event = trio.Event()  # for the lease
+        self._tried = trio.Event()  # the first attempt to reach the host has ended
         self._heard = 0.0
 
     def want(self, wanted: Wanted | None) -> None:
@@ -135,12 +136,12 @@ class Link:
         """Keep the link until `scope` is cancelled."""
         with self.scope:
             async with trio.open_nursery() as nursery:
-                self._heard = trio.current_time()
                 nursery.start_soon(self._watch_lease)
                 delay = FIRST_DELAY
                 while True:
                     if await self._one_connection():
                         delay = FIRST_DELAY
+                    self._tried.set()
                     await trio.sleep(delay)
                     delay = min(2 * delay, LONGEST_DELAY)
 
@@ -271,6 +272,13 @@ class Link:
         return True
 
     async def _watch_lease(self) -> None:
+        """Call the host down when it was silent for too long.
+
+        While the very first login is under way it is not: a small or busy host takes its time.
+        """
+        self._heard = trio.current_time()
+        with trio.move_on_after(LOGIN):
+            await self._tried.wait()
         while True:
             await trio.sleep_until(self._heard + LEASE)
             if trio.current_time() >= self._heard + LEASE:
@@ -279,6 +287,7 @@ class Link:
                 await self._heard_event.wait()
 
     def _heard_now(self) -> None:
+        self._tried.set()
         self._heard = trio.current_time()
         self._heard_event.set()
 

@@ -185,8 +185,8 @@ def test_a_bind_source_that_a_node_lacks_is_named(app: Stack) -> None:
 
 def test_up_ends_at_its_timeout_and_says_what_is_missing(app: Stack) -> None:
     app.write(SICK.format(retries=10_000))
-    done = app("up", "--timeout", "6", code=124)
-    assert "timed out after 6 s waiting for stack app" in done.stderr
+    done = app("up", "--timeout", "10", code=124)
+    assert "timed out after 10 s waiting for stack app" in done.stderr
     assert "web.1: starting on node" in done.stderr
     assert "    | web.1: cannot reach the database" in done.stderr
     assert "fine.1:" not in done.stderr

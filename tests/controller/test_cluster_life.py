@@ -356,3 +356,20 @@ def test_there_is_nothing_to_adopt_while_the_store_knows_all(play: Play) -> None
         assert await world.controller.adopt() == []
 
     play(story)
+
+
+def test_a_removed_node_does_not_come_back_by_itself(play: Play) -> None:
+    async def story(world: World) -> None:
+        controller = world.controller
+        assert controller is not None
+        await until(lambda: state_of(world, "node-3") is NodeState.READY)
+        world.hosts["node-3"].agent.put_assignment = _never  # type: ignore[method-assign]
+        await controller.remove_node("node-3")
+        await trio.sleep(10.0)
+        assert [s.node.name for s in controller.nodes()] == ["node-1", "node-2"]
+
+    play(story)
+
+
+async def _never(*_: object) -> None:
+    await trio.sleep_forever()

@@ -7,7 +7,6 @@ between. Kernel >= 5.12. See fsopen(2), open_tree(2), move_mount(2), mount_setat
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import struct
@@ -52,14 +51,13 @@ def new_filesystem(kind: str, options: Mapping[str, str | None], attributes: int
 
     OSError carries the kernel's own message where it left one in the context.
     """
-    context = syscall("fsopen", ctypes.c_char_p(kind.encode()), _FSOPEN_CLOEXEC)
+    context = syscall("fsopen", kind.encode(), _FSOPEN_CLOEXEC)
     try:
         for key, value in options.items():
             command = _FSCONFIG_SET_FLAG if value is None else _FSCONFIG_SET_STRING
             text = None if value is None else value.encode()
-            name = ctypes.c_char_p(key.encode())
-            syscall("fsconfig", context, command, name, ctypes.c_char_p(text), 0)
-        syscall("fsconfig", context, _FSCONFIG_CMD_CREATE, ctypes.c_char_p(), ctypes.c_char_p(), 0)
+            syscall("fsconfig", context, command, key.encode(), text, 0)
+        syscall("fsconfig", context, _FSCONFIG_CMD_CREATE, None, None, 0)
         return syscall("fsmount", context, _FSMOUNT_CLOEXEC, attributes)
     except OSError as error:
         try:
@@ -76,20 +74,20 @@ def clone(directory: int, path: str = "", recursive: bool = False) -> int:
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
     if not path:
         flags |= AT_EMPTY_PATH
-    return syscall("open_tree", directory, ctypes.c_char_p(os.fsencode(path)), flags)
+    return syscall("open_tree", directory, os.fsencode(path), flags)
 
 
 def attach(tree: int, target: int) -> None:
     """Put the detached mount `tree` onto what the fd `target` refers to."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
-    syscall("move_mount", tree, ctypes.c_char_p(b""), target, ctypes.c_char_p(b""), flags)
+    syscall("move_mount", tree, b"", target, b"", flags)
 
 
 def set_attributes(tree: int, set_: int = 0, propagation: int = 0, recursive: bool = False) -> None:
     """Set MOUNT_ATTR_* and propagation of the mount `tree` (and of all below it)."""
-    attributes = ctypes.create_string_buffer(struct.pack("=QQQQ", set_, 0, propagation, 0), 32)
+    attributes = struct.pack("=QQQQ", set_, 0, propagation, 0)
     flags = AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
-    syscall("mount_setattr", tree, ctypes.c_char_p(b""), flags, ctypes.byref(attributes), 32)
+    syscall("mount_setattr", tree, b"", flags, attributes, 32)
 
 
 def overlay(target: str, lowers: list[int], upper: int, work: int) -> None:

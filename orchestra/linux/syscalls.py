@@ -71,6 +71,7 @@ NUMBERS = {**_COMMON, **_NUMBERS.get(MACHINE, {})}
 
 libc = ctypes.PyDLL(None, use_errno=True)
 libc.syscall.restype = ctypes.c_long
+libc.syscall.argtypes = [ctypes.c_long] + [ctypes.c_void_p] * 6  # as wide as a register
 libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
 libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
@@ -98,6 +99,9 @@ class _CloneArgs(ctypes.Structure):
     ]
 
 
+_UNUSED = (0,) * 6
+
+
 def check(result: int, what: str) -> int:
     """Return `result`; raise OSError with errno's text and `what` where it is negative."""
     if result < 0:
@@ -107,9 +111,8 @@ def check(result: int, what: str) -> int:
 
 
 def syscall(name: str, *args: object) -> int:
-    """Call the kernel by name; integers travel as 64-bit values. Raises OSError."""
-    wide = [ctypes.c_long(a) if isinstance(a, int) else a for a in args]
-    return check(libc.syscall(ctypes.c_long(NUMBERS[name]), *wide), name)
+    """Call the kernel by name with integers, bytes, pointers or None (NULL). Raises OSError."""
+    return check(libc.syscall(NUMBERS[name], *args, *_UNUSED[len(args) :]), name)
 
 
 def clone3(flags: int, cgroup: int | None = None) -> tuple[int, int]:
@@ -125,11 +128,8 @@ def clone3(flags: int, cgroup: int | None = None) -> tuple[int, int]:
         exit_signal=0 if flags & CLONE_PARENT else signal.SIGCHLD,
         cgroup=cgroup or 0,
     )
-    pid = libc.syscall(
-        ctypes.c_long(NUMBERS["clone3"]),
-        ctypes.byref(arguments),
-        ctypes.c_long(ctypes.sizeof(arguments)),
-    )
+    size = ctypes.sizeof(arguments)
+    pid = libc.syscall(NUMBERS["clone3"], ctypes.byref(arguments), size, *_UNUSED[2:])
     if pid == 0:
         _after_fork_child()
         return 0, -1
@@ -276,11 +276,11 @@ def openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) 
     EXDEV: it leads out; ELOOP: a link where none may be. EAGAIN (a rename raced with "..") is
     tried again a few times, as the man page asks for.
     """
-    how = ctypes.create_string_buffer(struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve), 24)
-    name = ctypes.c_char_p(os.fsencode(path))
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, mode, resolve)
+    name = os.fsencode(path)
     for attempt in range(32):
         try:
-            return syscall("openat2", directory, name, ctypes.byref(how), 24)
+            return syscall("openat2", directory, name, how, 24)
         except OSError as error:
             if error.errno != errno.EAGAIN or attempt == 31:
                 raise OSError(error.errno, error.strerror, path) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import select
@@ -108,12 +109,13 @@ def test_a_new_session_keyring_leaves_the_old_ones_keys_behind() -> None:
     keyctl, add_key = {"x86_64": (250, 248), "aarch64": (219, 217)}[k.MACHINE]
 
     def body() -> list[bool]:
+        call = ctypes.CDLL(None).syscall
         k.join_new_session_keyring()
-        key = k.libc.syscall(add_key, b"user", b"orchestra-test", b"x", 1, -3)
+        key = call(add_key, b"user", b"orchestra-test", b"x", 1, -3)
         read = (keyctl, 11, key, None, 0)  # KEYCTL_READ: what one may who possesses it
-        before = k.libc.syscall(*read)
+        before = call(*read)
         k.join_new_session_keyring()
-        return [key > 0, before == 1, k.libc.syscall(*read) < 0]
+        return [key > 0, before == 1, call(*read) < 0]
 
     assert in_child(body) == [True, True, True]
 

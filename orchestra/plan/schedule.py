@@ -139,8 +139,12 @@ class Scheduler:
             demand.max_per_node and demand.service,
         )
         if key not in self._answers:
-            refusals = [self._refusal(load, demand) for load in self._loads.values()]
-            self._answers[key] = no_node([refusal for refusal in refusals if refusal])
+            refusals = {
+                load.view.record.name: refusal
+                for load in self._loads.values()
+                if (refusal := self._refusal(load, demand))
+            }
+            self._answers[key] = no_node(refusals)
         return self._answers[key]
 
     def stays(self, node: str, demand: Demand) -> str:

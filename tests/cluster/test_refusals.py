@@ -118,8 +118,8 @@ def test_a_constraint_that_nothing_satisfies_is_explained_for_every_node(app: St
     said = app.refused("up", "--timeout", "60")
     assert "cannot place db.1: no node satisfies node.labels.disk==nvme: 3 of 3 lack it" in said
     assert "cannot place big.1: no node fits: " in said
-    assert "2 of 3 lack node.labels.disk==ssd" in said
-    assert "1 of 3 have less than 921600 MiB of memory unreserved" in said
+    assert "2 of 3 lack node.labels.disk==ssd (node1, node3)" in said
+    assert "1 of 3 have less than 921600 MiB of memory unreserved (node2)" in said
     assert not any(t["container"] for t in app.tasks().values())
     assert "no node satisfies" in app("ps").stdout
 

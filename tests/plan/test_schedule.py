@@ -147,7 +147,8 @@ def test_several_reasons_are_counted() -> None:
     view = without(view, "node-1")
     state, view = availability(state, view, "node-2", Availability.DRAIN)
     assert reasons(state, view)["web.1"] == (
-        "no node fits: 1 of 3 are down, 1 of 3 are drained, 1 of 3 lack node.labels.disk==ssd"
+        "no node fits: 1 of 3 are down (node-1), 1 of 3 are drained (node-2), "
+        "1 of 3 lack node.labels.disk==ssd (node-3)"
     )
 
 

@@ -51,25 +51,6 @@ NOUNS: dict[str, tuple[str, str]] = {
 # Run by other processes of ours, not shown: each is an entry point of `cli.serve`.
 PROCESSES = ("session", "serve-controller", "resolver")
 
-# Verbs of compose that are not served yet, and what does the same meanwhile.
-UNSERVED: dict[str, str] = {
-    "attach": "`orchestra logs -f SERVICE` shows the output, `orchestra exec SERVICE sh` goes in",
-    "build": "build elsewhere and `orchestra image load` the archive",
-    "commit": "`orchestra image import` makes an image of a root file system",
-    "cp": "`orchestra exec -T SERVICE tar -c PATH | tar -x`, and the other way round",
-    "create": "`orchestra up --detach` creates and starts",
-    "pause": "`orchestra container pause --node NODE CONTAINER` pauses one",
-    "pull": "`orchestra image load` an archive; `up` brings it to the nodes that need it",
-    "push": "`orchestra image save` writes an archive that any registry tool can push",
-    "rm": "`orchestra down` removes the stack, `orchestra scale SERVICE=0` one service's tasks",
-    "rollback": "`orchestra up` with the former files goes back",
-    "run": "`orchestra exec SERVICE COMMAND` runs a command in a running task",
-    "stats": "`orchestra top` shows the processes",
-    "unpause": "`orchestra container unpause --node NODE CONTAINER` goes on with one",
-    "wait": "`orchestra up` waits until one-shot services have completed",
-    "watch": "`orchestra up` again applies what has changed",
-}
-
 
 def overview() -> str:
     width = max(map(len, [*VERBS, *NOUNS])) + 2
@@ -162,9 +143,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise SystemExit(0 if before.overview or word == "help" else 2)
     parser = parser_of(word)
     if parser is None:
-        print(f"orchestra: {unknown(word)}", file=sys.stderr)
+        from orchestra.cli import unserved
+
+        print(f"orchestra: {unserved.verb(word, [*VERBS, *NOUNS])}", file=sys.stderr)
         raise SystemExit(2)
-    after = parser.parse_args(rest)
+    after, strange = parser.parse_known_args(rest)
+    if strange:
+        from orchestra.cli import unserved
+
+        parser.error(unserved.arguments(word, strange))
     values = {**DEFAULTS, **vars(before), **vars(after)}
     values["command"] = word
     return argparse.Namespace(**values)
@@ -189,17 +176,6 @@ def parser_of(word: str) -> argparse.ArgumentParser | None:
     else:
         return None
     return parser
-
-
-def unknown(word: str) -> str:
-    """What to say of a word that is no command."""
-    if word in UNSERVED:
-        return f"{word!r} is not served yet: {UNSERVED[word]}"
-    import difflib
-
-    near = difflib.get_close_matches(word, [*VERBS, *NOUNS], n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else "; see `orchestra --help`"
-    return f"unknown command {word!r}{hint}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,6 +13,8 @@ from orchestra.model.errors import NotFound
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-v", "--volumes", action="store_true", help="also remove named volumes")
     waiting_options(parser)
+    anyway = "what it does anyway; taken for compose's sake"
+    parser.add_argument("--remove-orphans", action="store_true", help=anyway)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -16,6 +16,9 @@ from orchestra.model.service import Stack
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     waiting_options(parser)
+    anyway = "what it does anyway; taken for compose's sake"
+    parser.add_argument("--wait", action="store_true", help=anyway)
+    parser.add_argument("--remove-orphans", action="store_true", help=anyway)
 
 
 def same(client: ClusterClient, stack: Stack) -> bool:

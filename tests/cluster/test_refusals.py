@@ -223,11 +223,3 @@ def test_a_full_disk_of_a_node_is_named_and_healed_when_there_is_room(app: Stack
         lab.on("node3", f"umount {IMAGES}")
     app.up()
     assert app.tasks()["big.1"]["state"] == "running"
-
-
-def test_commands_that_are_not_served_name_what_is(app: Stack) -> None:
-    app.write(f"services:\n  web:\n    {SLEEPER}\n")
-    for word, hint in (("attach", "logs -f"), ("build", "image load"), ("push", "image save")):
-        said = app.refused(word, code=2)
-        assert word in said and hint in said
-    assert "did you mean 'logs'" in app.refused("log", code=2)

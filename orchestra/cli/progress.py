@@ -55,7 +55,7 @@ def follow(
                     display.show(last, board)
         except TimeoutError:
             display.close()
-            _tell_unfinished(client, name, board)
+            _tell_unfinished(client, name, board, last.text if last else "")
             raise
     if last is None or last.phase in (StackPhase.CONVERGING, StackPhase.REMOVING):
         raise Failed("the controller closed the progress stream; `orchestra ps` shows the state")
@@ -182,7 +182,9 @@ def _tell(reasons: Collection[str], log_tail: Collection[str]) -> None:
         print(f"    | {line}", file=sys.stderr)
 
 
-def _tell_unfinished(client: ClusterClient, name: str, board: dict[str, SlotProgress]) -> None:
+def _tell_unfinished(
+    client: ClusterClient, name: str, board: dict[str, SlotProgress], text: str
+) -> None:
     """What has not come up in time: its phase, and the last lines of its container."""
     late = [s for s in board.values() if s.phase not in (*_GOOD, SlotPhase.GONE)]
     tails: list[str] = []
@@ -194,4 +196,4 @@ def _tell_unfinished(client: ClusterClient, name: str, board: dict[str, SlotProg
                 tails.append(f"{slot}: {entry.data.decode(errors='replace').rstrip()}")
     except OrchestraError as error:
         tails.append(f"no further logs: {error}")
-    _tell([f"{slot.slot}: {sentence(slot)}" for slot in late], tails)
+    _tell([f"{slot.slot}: {sentence(slot)}" for slot in late] or [text], tails)

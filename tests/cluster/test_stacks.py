@@ -51,6 +51,25 @@ def test_up_shows_one_line_for_each_phase_of_a_slot(app: Stack) -> None:
     assert re.fullmatch(r"app: up in \d+\.\d s", out.splitlines()[-1])
 
 
+def test_up_shows_a_moving_table_on_a_terminal(app: Stack) -> None:
+    app.write(JOB)
+    words = " ".join(f"'{word}'" for word in app.lab.command("up", "--timeout", "80"))
+    done = subprocess.run(
+        ["script", "-qec", words, "/dev/null"],
+        cwd=app.folder,
+        env={**app.lab.environment, "TERM": "xterm-256color"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "\x1b[?25l" in done.stdout and done.stdout.count("\x1b[?25h") == 1  # the cursor is back
+    assert "completed" in done.stdout
+    assert "2 of 2 tasks are up" in done.stdout
+    assert re.search(r"app: up in \d+\.\d s", done.stdout)
+
+
 DATA = """
 services:
   db:

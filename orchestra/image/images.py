@@ -289,10 +289,12 @@ class Images:
         catalog = self._catalog
         target = catalog.of(catalog.find(ref)[0])[0].target
 
-        def work() -> None:
-            self._name([(target, (canonical,))])
+        def change(records: tuple[Record, ...]) -> tuple[Record, ...]:
+            if not any(record.target.digest == target.digest for record in records):
+                raise NotFound(f"No such image: {ref}")  # removed since it was found
+            return renamed(records, canonical, target)
 
-        await self._run(f"tag {ref} as {name}", work)
+        await self._run(f"tag {ref} as {name}", lambda: self._change(change))
 
     async def remove(
         self, ref: str, force: bool = False, in_use: Mapping[str, str] | None = None

@@ -27,6 +27,13 @@ class Seen:
     headers: Mapping[str, str]
 
 
+class Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients go away in the middle, as some tests want; that is no news."""
+
+
 class RegistryForTests:
     """Serves `blobs` (manifests too) and `tags`; what it was asked is in `seen`."""
 
@@ -59,8 +66,7 @@ class RegistryForTests:
 
             def log_message(self, *args: Any) -> None: ...
 
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._http.daemon_threads = True
+        self._http = Quiet(("127.0.0.1", 0), Handler)
         self.scheme = "http"
         if tls is not None:
             self._http.socket = tls.wrap_socket(self._http.socket, server_side=True)

@@ -58,6 +58,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--log-file", default="", help="append log lines here, not to stderr")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, filename=options.log_file or None)
+    # A thread that waits for the interpreter gets it soon: the network's thread and the event loop
+    # work side by side in every start, which 5 ms (the default) would make one after the other.
+    sys.setswitchinterval(0.0002)
     paths = NodePaths(options.state, options.run)
     status = 0
     try:

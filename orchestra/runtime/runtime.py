@@ -477,7 +477,8 @@ async def _meanwhile(namespace: int | Connect | None, prepare: Callable[[], None
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connect)
-        await trio.lowlevel.checkpoint()  # it is at work now
+        for _ in range(3):  # it begins, is let through to its thread, and that is at work
+            await trio.lowlevel.checkpoint()
         try:
             prepare()
         except Exception as error:

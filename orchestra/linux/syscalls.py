@@ -13,6 +13,7 @@ import errno
 import fcntl
 import os
 import signal
+import socket
 import struct
 
 # struct clone_args and flags (clone(2))
@@ -144,6 +145,13 @@ def pidfd_open(pid: int) -> int:
 def pidfd_send_signal(pidfd: int, number: int) -> None:
     """Signal exactly that process, never a later one of the same pid; ESRCH once it ended."""
     signal.pidfd_send_signal(pidfd, number)
+
+
+def peer_pidfd(connected: socket.socket) -> int:
+    """A pidfd of who called listen(2) at the other end of a Unix connection (SO_PEERCRED of
+    unix(7)); ProcessLookupError where it is gone."""
+    credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    return os.pidfd_open(struct.unpack("=iII", credentials)[0])
 
 
 def exit_status(pid: int, pidfd: int) -> int | None:

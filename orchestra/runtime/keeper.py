@@ -20,7 +20,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 
 from orchestra.linux import syscalls as k
@@ -134,8 +133,7 @@ class Kept:
         connected.settimeout(_PATIENCE)
         try:
             connected.connect(self._path)
-            credentials = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-            self._pidfd = k.pidfd_open(struct.unpack("=iII", credentials)[0])
+            self._pidfd = k.peer_pidfd(connected)
             return connected
         except OSError:
             connected.close()

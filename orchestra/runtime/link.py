@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 import trio
 from attrs import frozen
 
+from orchestra.linux.syscalls import peer_pidfd, pidfd_send_signal
+
 _PACKET = 64 << 10
 _MAX_FDS = 16
+_PATIENCE = 20.0  # seconds for a shim to greet
 PROTOCOL = 1
 
 
@@ -118,13 +122,22 @@ class Link:
 
 
 async def connect(path: str) -> Link:
-    """Connect and hear the greeting. LinkLost where nobody listens."""
+    """Connect and hear the greeting. LinkLost where nobody listens.
+
+    One that listens and does not greet is ended: what it holds is with the keeper, and the next one
+    goes on with it.
+    """
     link = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         link.connect(path)
         link.setblocking(False)
-        await trio.lowlevel.wait_readable(link)
+        with trio.fail_after(_PATIENCE):
+            await trio.lowlevel.wait_readable(link)
         hello = json.loads(link.recv(_PACKET) or b"{}")
+    except trio.TooSlowError:
+        _end_owner(link)
+        link.close()
+        raise LinkLost(f"{path}: hung, and was killed") from None
     except (OSError, ValueError) as error:
         link.close()
         raise LinkLost(f"{path}: {error}") from None
@@ -132,3 +145,15 @@ async def connect(path: str) -> Link:
         link.close()
         raise LinkLost(f"{path}: speaks protocol {hello.get('hello')}, not {PROTOCOL}")
     return Link(link, hello["pid"])
+
+
+def _end_owner(link: socket.socket) -> None:
+    """SIGKILL to the process that listens at the other end."""
+    try:
+        pidfd = peer_pidfd(link)
+    except ProcessLookupError:
+        return
+    try:
+        pidfd_send_signal(pidfd, signal.SIGKILL)
+    finally:
+        os.close(pidfd)

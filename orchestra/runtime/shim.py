@@ -462,6 +462,7 @@ def main(argv: list[str]) -> None:
     if os.fork():  # the agent waits for this process only: the shim is nobody's child
         os._exit(0)
     os.setsid()
+    listener.listen(16)  # again: now the kernel names us as its owner (SO_PEERCRED)
     shim = Shim(listener, kept)
     shim.take_over(values["--containers"])
     shim.run()

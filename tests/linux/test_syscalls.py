@@ -7,7 +7,9 @@ import errno
 import os
 import select
 import signal
+import socket
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -95,6 +97,27 @@ def test_the_exit_is_known_also_after_somebody_reaped_it() -> None:
     with pytest.raises(ProcessLookupError):
         k.pidfd_send_signal(pidfd, signal.SIGTERM)
     os.close(pidfd)
+
+
+def test_who_listens_is_known_to_who_connects(tmp_path: Path) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{tmp_path}/socket")
+    pid = os.fork()
+    if pid == 0:
+        listener.listen()
+        signal.pause()
+    try:
+        with socket.socket(socket.AF_UNIX) as connected:
+            while connected.connect_ex(f"{tmp_path}/socket"):
+                pass
+            pidfd = k.peer_pidfd(connected)
+            k.pidfd_send_signal(pidfd, signal.SIGTERM)
+            assert os.waitid(os.P_PIDFD, pidfd, os.WEXITED).si_pid == pid  # type: ignore[union-attr]
+            os.close(pidfd)
+            with pytest.raises(ProcessLookupError):
+                k.peer_pidfd(connected)
+    finally:
+        listener.close()
 
 
 def test_a_process_that_runs_has_no_exit_yet() -> None:

@@ -9,9 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from orchestra.linux.cgroups import find_hierarchy
 from orchestra.linux.seccomp import running_kernel
 from orchestra.model.container import ExecSpec
+from orchestra.runtime import link
 from orchestra.runtime.runtime import Exited, Runtime
 from tests.runtime.box import Box, execute, finish, new_id, output, shell, spec, start, wait_gone
 
@@ -240,6 +243,30 @@ def test_a_keeper_that_hangs_is_replaced(node: Box) -> None:
         assert node.shim_pid() == shim
 
     node.run(body, within=90)
+
+
+def test_a_shim_that_hangs_is_replaced_by_the_next_agent(
+    node: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def first(runtime: Runtime) -> str:
+        return await start(runtime, node, shell("read x; exit 4", open_stdin=True))
+
+    container = node.run(first)
+    shim = node.shim_pid()
+    assert shim
+    os.kill(shim, signal.SIGSTOP)
+    monkeypatch.setattr(link, "_PATIENCE", 1.0)
+
+    async def second(runtime: Runtime) -> None:
+        attachment = await runtime.attach(container, True, True, True)
+        await attachment.write(b"\n")
+        await attachment.aclose()
+        exited, _ = await finish(runtime, container)
+        assert exited.code == 4 or (exited.code is None and not CODES)
+        assert node.shim_pid() != shim
+        wait_gone(shim)
+
+    node.run(second)
 
 
 def test_execs_and_stdin_outlive_the_shim_under_a_living_agent(node: Box) -> None:

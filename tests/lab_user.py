@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestra.testing.lab import hosts
+
 T = TypeVar("T")
 
 # What a node has of ours, seen from its console: files, processes, wires, rules, cgroups, keys.
@@ -98,12 +100,18 @@ class LabUser:
         return f"/var/lib/orchestra-lab/{self.name}/id_ed25519"
 
     def address(self, node: str) -> str:
-        rows = self.json("lab", "ls")
-        return str(next(r["address"] for r in rows if (r["lab"], r["node"]) == (self.name, node)))
+        return hosts.load(self.name).host(node).address
 
     def on(self, node: str, script: str) -> str:
         """Run a shell script at a host's console."""
-        return self.lab("exec", node, "sh", "-c", script)
+        lab = hosts.load(self.name)
+        command = hosts.on_host(lab, lab.host(node), ["sh", "-c", script])
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def on_disk(self, node: str, path: str) -> str:
+        """A path of a host as this machine sees it, while the host is on."""
+        lab = hosts.load(self.name)
+        return f"/proc/{hosts.pid(lab, lab.host(node))}/root{path}"
 
     def traces(self, node: str) -> list[str]:
         """Everything of ours on a host; [] of a plain one."""

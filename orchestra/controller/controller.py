@@ -117,6 +117,10 @@ class Controller:
             self._nursery = nursery
             self._shipping = Shipping(self._images, nursery, self._changed, self._tell, self._ship)
             self._removals = Removals(nursery, self._drop_volumes)
+            if self._role == "session":
+                # The user's file, which may have been edited, is newer than the store; a daemon's
+                # is as old as its installation.
+                self._state = enroll.retold(self._state, inventory)
             known = {record.name: record.node for record in self._state.nodes.values()}
             for node in {**{n.name: n for n in inventory}, **known}.values():
                 self._links.open(node, nursery)
@@ -514,6 +518,11 @@ class Controller:
             node_id = link.observed.facts.id if link.observed else ""
             held.append(adopt.Legacy(node_id, name, generation, bodies))
         state, told = adopt.rebuild(held, self._clock())
+        # Who controlled them before had another key and maybe another way to them.
+        own = {link.node.name: link.node for link in self._links}
+        labels = {record.name: record.node.labels for record in state.nodes.values()}
+        ways = [evolve(node, labels=labels.get(name, {})) for name, node in own.items()]
+        state = enroll.retold(state, ways)
         self._commit(state)
         self._wanted = {}
         for record in state.nodes.values():

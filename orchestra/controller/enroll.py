@@ -49,6 +49,18 @@ def enrolled(state: State, node: InventoryNode, facts: NodeFacts, held: Held | N
     )
 
 
+def retold(state: State, told: Iterable[InventoryNode]) -> State:
+    """The state with nodes as an inventory tells of them: how to reach them, and their labels."""
+    by_name = {node.name: node for node in told}
+    return evolve(
+        state,
+        nodes={
+            node_id: evolve(record, node=by_name.get(record.name, record.node))
+            for node_id, record in state.nodes.items()
+        },
+    )
+
+
 def stranger(record: NodeRecord, facts: NodeFacts) -> str:
     """Why the host that answers for a node is not that node; "" = it is."""
     if record.id == facts.id:

@@ -33,7 +33,7 @@ from orchestra.wire.server import serve_http
 EPOCH = 1_700_000_000.0  # Unix time at virtual second 0
 MANIFEST = "sha256:" + "a" * 64
 IMAGE_ID = "sha256:" + "b" * 64
-PATIENCE = 3.0  # seconds after which a login at a dead host is given up, as by SSH's TCP
+PATIENCE = 3.0  # seconds for a host to take a connection, as in controller/main.py
 DELAY = 0.001  # seconds that a wire adds to each piece
 
 
@@ -208,11 +208,13 @@ class World:
 
     @asynccontextmanager
     async def connect(self, node: InventoryNode) -> AsyncIterator[NodeConnection]:
-        """Log in at a host: given up where it is dead, waited for where its wire is cut."""
+        """Log in at a host; given up where it is dead or cut off."""
         host = self.hosts[node.name]
-        await host.wire.wait()
-        if not host.on:
-            await trio.sleep(PATIENCE)
+        with trio.move_on_after(PATIENCE) as patience:
+            await host.wire.wait()
+            if not host.on:
+                await trio.sleep_forever()
+        if patience.cancelled_caught:
             raise Unreachable(f"{node.name}: no answer within {PATIENCE:g} s")
         await trio.sleep(DELAY)
         if not host.on:

@@ -11,6 +11,7 @@ import argparse
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -18,10 +19,12 @@ from typing import Protocol
 
 from orchestra.api.blocking import ClusterClient
 from orchestra.model.cluster import Progress, SlotPhase, SlotProgress, StackPhase
-from orchestra.model.errors import Failed, OrchestraError
+from orchestra.model.errors import Failed, OrchestraError, Unavailable
 
 TAIL = 10  # log lines of a container that did not come up
 TOLD = 3  # containers whose lines are shown
+PATIENCE = 20.0  # seconds for a controller that went away to come back
+AGAIN = 0.5  # seconds between two attempts
 FREE = 4  # lines of a terminal that the table leaves free
 
 _GOOD = (SlotPhase.RUNNING, SlotPhase.HEALTHY, SlotPhase.COMPLETED)
@@ -43,25 +46,47 @@ def follow(
     """Show a stack's progress until it ends, and return its last moment.
 
     `expected` are slots that are shown although they may have arrived before the first look.
-    Raises TimeoutError after `timeout` seconds (0: never), Failed where the controller goes away.
+    Raises TimeoutError after `timeout` seconds (0: never), Unavailable where the controller goes
+    away for good.
     """
     board: dict[str, SlotProgress] = {}
     last = None
     with _Table() if sys.stdout.isatty() else _Lines(expected) as display:
         try:
             with deadline(timeout, f"stack {name}"):
-                for last in client.progress(name):
+                for last in _moments(client, name):
                     board.update((slot.slot, slot) for slot in last.slots)
                     display.show(last, board)
         except TimeoutError:
             display.close()
             _tell_unfinished(client, name, board, last.text if last else "")
             raise
-    if last is None or last.phase in (StackPhase.CONVERGING, StackPhase.REMOVING):
-        raise Failed("the controller closed the progress stream; `orchestra ps` shows the state")
+    assert last is not None
     if last.phase is StackPhase.FAILED:
         _tell(last.text.splitlines(), last.log_tail)
     return last
+
+
+def _moments(client: ClusterClient, name: str) -> Iterator[Progress]:
+    """The stack's progress until it ends, also over a controller that dies and comes back.
+
+    Raises what the last attempt failed of where it stays away.
+    """
+    broken = 0.0
+    while True:
+        trouble: OrchestraError = Failed("the controller closed the progress stream")
+        try:
+            for moment in client.progress(name):
+                broken = 0.0
+                yield moment
+                if moment.phase not in (StackPhase.CONVERGING, StackPhase.REMOVING):
+                    return
+        except Unavailable as error:
+            trouble = error
+        broken = broken or time.monotonic()
+        if time.monotonic() - broken > PATIENCE:
+            raise trouble
+        time.sleep(AGAIN)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from cluster.conftest import Lab, Stack
@@ -58,6 +60,32 @@ def test_data_waits_for_its_node_and_everything_else_moves(app: Stack, lab: Lab)
     assert app("exec", "-T", "db", "cat", "/data/word").stdout == "precious\n"
     assert set(app.tasks()) == {"db.1", "web.1", "web.2", "web.3"}
     app.wait("an end of moves", lambda: app("plan", "--check", code=None).returncode == 0)
+
+
+SLOW = """
+services:
+  web:
+    image: busybox
+    command: sh -c 'sleep 5; touch /ready; exec sleep 1000'
+    init: true
+    healthcheck: {test: [CMD, test, -f, /ready], interval: 300ms, retries: 1000}
+"""
+
+
+def test_up_goes_on_over_the_death_of_its_controller(app: Stack, lab: Lab) -> None:
+    app.write(SLOW)
+    words = lab.command("up", "--timeout", "80")
+    with subprocess.Popen(
+        words, cwd=app.folder, env=lab.environment, stdout=subprocess.PIPE, text=True
+    ) as up:
+        assert up.stdout is not None
+        while "starting on node" not in up.stdout.readline():
+            assert up.poll() is None
+        lab.on("node1", "pkill -9 -P $(cat /run/orchestra/controller.keeper)")
+        rest = up.stdout.read()
+    assert up.returncode == 0, rest
+    assert "healthy on node" in rest
+    assert app.tasks()["web.1"]["restarts"] == 0
 
 
 def _running_elsewhere(app: Stack, dead: str) -> bool:

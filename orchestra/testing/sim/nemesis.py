@@ -15,6 +15,7 @@ from random import Random
 import trio
 from attrs import evolve
 
+from orchestra.controller.controller import Controller
 from orchestra.model.cluster import Progress, StackPhase
 from orchestra.model.errors import OrchestraError
 from orchestra.model.node import Availability, NodeState
@@ -244,7 +245,8 @@ class Nemesis:
     # --- small things --------------------------------------------------------------------------
 
     @property
-    def _controller(self):  # type: ignore[no-untyped-def]
+    def _controller(self) -> Controller:
+        assert self.world.controller is not None
         return self.world.controller
 
     def _any_host(self) -> Host:

@@ -82,7 +82,9 @@ def test_the_exit_of_a_strangers_child_is_known() -> None:
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         assert poll.poll(20_000)
-        assert k.exit_status(pid, pidfd) == status
+        found = k.exit_status(pid, pidfd)
+        # Before 6.15 only its zombie tells, and whoever is its parent now may be quicker.
+        assert found == status or (found is None and running_kernel() < (6, 15))
         os.close(pidfd)
 
 

@@ -7,7 +7,10 @@ from typing import Any
 
 from orchestra.cli import context, session
 from orchestra.cli.table import show
-from orchestra.model.errors import Conflict
+from orchestra.model.errors import Conflict, Failed, NotFound
+
+# The private network of our Vagrantfile, and the only one that VirtualBox allows by itself.
+VAGRANT_NETWORK = "192.168.56.0/24"
 
 
 def register(subparsers: Any) -> None:
@@ -26,6 +29,17 @@ def register(subparsers: Any) -> None:
 
     adopt = subparsers.add_parser("adopt", help="rebuild the controller's store from the nodes")
     adopt.set_defaults(run=run_adopt)
+
+    vagrant = subparsers.add_parser("import-vagrant", help="add the machines of a Vagrantfile")
+    vagrant.add_argument("folder", nargs="?", default=".", metavar="FOLDER", help="its folder (.)")
+    vagrant.add_argument(
+        "--underlay", default=VAGRANT_NETWORK, metavar="IFACE|SUBNET", help="the private network"
+    )
+    vagrant.add_argument("--ssh-config", default="", metavar="FILE", help="`vagrant ssh-config`")
+    vagrant.add_argument(
+        "--no-controller", action="store_true", help="install no controller on the first machine"
+    )
+    vagrant.set_defaults(run=run_import_vagrant)
 
     rm = subparsers.add_parser("rm", help="forget a cluster; its nodes go on as they are")
     rm.add_argument("name", metavar="CLUSTER")
@@ -75,6 +89,46 @@ def run_adopt(args: argparse.Namespace) -> int:
     adopted = ClusterClient(session.connect(args)).adopt()
     print("\n".join(adopted) or "nothing to adopt: the nodes hold no newer state")
     return 0
+
+
+def run_import_vagrant(args: argparse.Namespace) -> int:
+    """`vagrant up` made the machines, on this host: their keys are believed at first sight."""
+    from orchestra.cli import hosts
+    from orchestra.controller import vagrant
+
+    if args.ssh_config:
+        with open(args.ssh_config) as file:
+            text = file.read()
+    else:
+        text = _ssh_config(args.folder)
+    nodes = vagrant.machines(text, args.underlay)
+    if not nodes:
+        raise NotFound(f"no machine of {args.folder}/Vagrantfile runs; `vagrant up` starts them")
+    cluster = context.fresh(args.cluster or "vagrant")
+    if cluster.name in context.names():
+        cluster = context.load(cluster.name)
+    for node in nodes:
+        added = hosts.add(cluster, node, hosts.Trust(accept_new=True), install=True)
+        print(f"{node.name}: {added.node.address}, underlay {added.node.underlay}", flush=True)
+    context.use(cluster.name)
+    if not args.no_controller:
+        hosts.install_controller(context.load(cluster.name), cluster.controller or nodes[0].name)
+    return 0
+
+
+def _ssh_config(folder: str) -> str:
+    import subprocess
+
+    try:
+        done = subprocess.run(
+            ["vagrant", "ssh-config"], cwd=folder, stdout=subprocess.PIPE, text=True
+        )
+    except FileNotFoundError as error:
+        what = "the folder" if error.filename == folder else "the command vagrant"
+        raise NotFound(f"there is no {error.filename}: {what} is missing") from None
+    if done.returncode:
+        raise Failed(f"`vagrant ssh-config` in {folder} ended with {done.returncode}")
+    return done.stdout
 
 
 def run_rm(args: argparse.Namespace) -> int:

@@ -22,7 +22,9 @@ def register(subparsers: Any) -> None:
     add = subparsers.add_parser("add", help="make a host a node, or upgrade it in place")
     add.add_argument("name", metavar="NAME")
     add.add_argument("target", metavar="USER@HOST[:PORT]")
-    add.add_argument("--underlay", default="", metavar="ADDR|IFACE", help="how nodes reach it")
+    add.add_argument(
+        "--underlay", default="", metavar="ADDR|IFACE|SUBNET", help="how other nodes reach it"
+    )
     add.add_argument("--label", action="append", metavar="K=V")
     add.add_argument("--identity", default="", metavar="FILE", help="private key for SSH")
     add.add_argument("--jump", default="", metavar="USER@HOST", help="go through this host")

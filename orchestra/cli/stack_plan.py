@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     plan = project.cluster(args).plan(loaded.stack)
     if args.format == "json":
         print(json.dumps(to_json(plan), indent=2))
-    elif plan.empty:
+    elif plan.empty and not plan.warnings:
         print(f"{loaded.stack.name}: nothing to do")
     else:
         print(f"{loaded.stack.name} (generation {plan.generation}):")

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     info = client.info()
     started = time.monotonic()
     plan = client.plan(loaded.stack)
-    if plan.empty:
+    if plan.empty and not plan.warnings:
         if not same(client, loaded.stack):  # in what starts and stops nothing: depends_on, say
             client.apply(loaded.stack, plan.generation)
         print(f"{name}: nothing to do")

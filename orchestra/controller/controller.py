@@ -23,7 +23,7 @@ from orchestra.controller.events import Events
 from orchestra.controller.last_lines import last_lines
 from orchestra.controller.link import Connect, Link, Silence, Wanted
 from orchestra.controller.links import Links
-from orchestra.controller.progress import behind, look
+from orchestra.controller.progress import behind, clashes, look
 from orchestra.controller.rows import task_rows
 from orchestra.controller.ship import Ship, Shipping
 from orchestra.controller.store import Store, new_state
@@ -401,7 +401,8 @@ class Controller:
         view = self._view()
         before = self._state
         plan = forecast(absorb(self._with_stack(stack, needs), view), view, stack.name)
-        return evolve(plan, generation=before.generation)
+        warnings = (*plan.warnings, *clashes(view, stack.name))
+        return evolve(plan, generation=before.generation, warnings=warnings)
 
     async def remove_stack(self, name: str, volumes: bool = False) -> None:
         self._refuse_orphaned()

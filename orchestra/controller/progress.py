@@ -123,20 +123,26 @@ def look(state: State, view: View, plan: Plan, name: str, notes: Mapping[str, Sh
         text = f"{len(tasks)} tasks to go" if tasks else "networks and volumes to go"
         phase = StackPhase.REMOVING
         return Sight(Progress(view.now, text, phase, running=len(tasks), slots=slots))
-    up = [t for t in seen.live if seen.is_up(t)]
-    running, desired = len({t.task.slot for t in up}), _desired(record, seen)
+    up = {t.task.id: t.task.slot for t in seen.live if seen.is_up(t)}
+    running, desired = len(set(up.values())), _desired(record, seen)
     text = f"{running} of {desired} tasks are up"
     failing = [t for t in seen.live if seen.fails(t)]
     # A global slot of a lost node is not missed.
-    lacking = [t for t in seen.live if t not in up and seen.standing(t) is not Standing.LOST]
-    moving = bool(seen.stopping) or _moves(plan, name) or any(map(seen.moves, seen.live))
+    lacking = any(t.task.id not in up and seen.standing(t) is not Standing.LOST for t in seen.live)
+    told = clashes(view, name, state.generation)
+    moving = (
+        bool(seen.stopping)
+        or _moves(plan, name)
+        or any(map(seen.moves, seen.live))
+        or len(told) < len(clashes(view, name))  # a node will look again
+    )
     phase = StackPhase.CONVERGING
     if not (lacking or seen.lacks or moving):
         phase = StackPhase.CONVERGED
     hopeless = [
         *(_failure(t, seen) for t in failing),
         *(f"cannot place {k.slot}: {k.because}" for k in seen.lacks.values() if _is_blocked(k)),
-        *_clashes(view, name),
+        *told,
     ]
     if hopeless and not moving:
         phase, text = StackPhase.FAILED, "\n".join(hopeless)
@@ -167,12 +173,15 @@ def behind(view: View, generation: int) -> list[str]:
     ]
 
 
-def _clashes(view: View, stack: str) -> list[str]:
-    """Published ports of a stack that a node cannot hold, in the node's own words."""
+def clashes(view: View, stack: str, generation: int = 0) -> list[str]:
+    """Published ports of a stack that a node cannot hold, in the node's own words.
+
+    Of nodes only that have applied `generation`: it may be better since.
+    """
     return [
         f"on {node.record.name}: {problem}"
         for node in view.nodes.values()
-        if node.state is NodeState.READY and node.observed
+        if node.state is NodeState.READY and node.observed and node.observed.applied >= generation
         for problem in node.observed.problems
         if problem.startswith("cannot publish ") and f" for service {stack}/" in problem
     ]

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -172,12 +173,14 @@ def app(make_stack: Callable[[str], Stack]) -> Stack:
 def lab_process(lab: Lab, node: str, *words: str) -> Iterator[None]:
     """A program that runs on a node; entered when it has written its first line."""
     command = lab.command("lab", "exec", "--name", lab.name, node, *words)
-    with subprocess.Popen(command, env=lab.environment, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, env=lab.environment, stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
         try:
             assert process.stdout is not None and process.stdout.readline()
             yield
         finally:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # nsenter and its child
 
 
 def make_rootfs(path: Path, megabytes: int) -> None:

@@ -73,6 +73,10 @@ def test_a_port_that_a_program_of_a_node_has_is_told_with_the_program(app: Stack
         said = app.refused("up", "--timeout", "60")
         assert "on node3: cannot publish 7072 for service app/web: in use by python3 (pid" in said
         assert "stop it or choose another port" in said
+        assert "cannot publish 7072" in app("plan").stdout
+        assert "cannot publish 7072" in app.refused("up", "--timeout", "60")
+    app.up()
+    assert app("plan", "--check").stdout == "app: nothing to do\n"
 
 
 def test_host_ports_that_run_out_are_counted(app: Stack) -> None:

@@ -1,5 +1,4 @@
-"""One server of a registry as its client sees it: manifests and blobs by the OCI distribution
-protocol, read.
+"""One server of a registry as its client sees it: authorised requests, manifests and blobs.
 
 Laws: credentials go to the server they are for (and to the token service it names), never along a
 redirect to another origin and never from https to http; what is read is checked against the digest
@@ -14,7 +13,7 @@ import json
 import re
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from typing import TypeVar, cast
 from urllib.parse import urlencode, urljoin
@@ -35,7 +34,7 @@ from orchestra.image.media import (
 from orchestra.image.registries import Endpoint, Origin, parse_origin
 from orchestra.model.errors import Forbidden, Invalid, NotFound, Unavailable
 from orchestra.wire.client import Answer, HttpClient
-from orchestra.wire.message import BodyTooLarge, WireError
+from orchestra.wire.message import BodyTooLarge, Headers, WireError
 
 T = TypeVar("T")
 
@@ -103,8 +102,10 @@ class RegistryServer:
         """
 
         async def read() -> tuple[bytes, str]:
-            path = f"{repository}/manifests/{reference}"
-            async with self._get(repository, path, (("Accept", ACCEPT),)) as answer:
+            accept = (("Accept", ACCEPT),)
+            async with self.ask(
+                "GET", repository, f"manifests/{reference}", headers=accept
+            ) as answer:
                 try:
                     with trio.fail_after(SILENCE):
                         raw = await answer.read(MANIFEST_LIMIT)
@@ -116,7 +117,7 @@ class RegistryServer:
             kind = answer.headers.get("content-type", "").partition(";")[0].strip()
             return raw, kind
 
-        return await self._patiently(read)
+        return await self.patiently(read)
 
     async def blob(self, repository: str, blob: Descriptor) -> AsyncGenerator[bytes, None]:
         """A blob's bytes as they come; whoever takes them verifies the digest.
@@ -127,8 +128,8 @@ class RegistryServer:
         while True:
             try:
                 start = (("Range", f"bytes={done}-"),) if done else ()
-                async with self._get(
-                    repository, f"{repository}/blobs/{blob.digest}", start
+                async with self.ask(
+                    "GET", repository, f"blobs/{blob.digest}", headers=start
                 ) as answer:
                     skip = _skipped(answer, done)
                     pieces = aiter(answer)
@@ -150,20 +151,21 @@ class RegistryServer:
                 if done < blob.size:
                     raise Unavailable(f"{self}: blob {blob.digest} ends early, after {done} bytes")
                 return
-            except _MAY_PASS as error:
-                tries = await self._pause(tries, error)
+            except MAY_PASS as error:
+                tries = await self.pause(tries, error)
 
     # patience
 
-    async def _patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+    async def patiently(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Do `work`, again where what stopped it may pass; Unavailable where it does not."""
         tries = 0
         while True:
             try:
                 return await work()
-            except _MAY_PASS as error:
-                tries = await self._pause(tries, error)
+            except MAY_PASS as error:
+                tries = await self.pause(tries, error)
 
-    async def _pause(self, tries: int, error: Exception) -> int:
+    async def pause(self, tries: int, error: Exception) -> int:
         """Wait before the next try; raises Unavailable where there have been enough."""
         tries += 1
         if tries >= TRIES:
@@ -187,31 +189,54 @@ class RegistryServer:
     # requests
 
     @asynccontextmanager
-    async def _get(
-        self, repository: str, path: str, headers: tuple[tuple[str, str], ...]
+    async def ask(
+        self,
+        method: str,
+        repository: str,
+        where: str,
+        *,
+        headers: Headers = (),
+        body: bytes | Callable[[], AsyncGenerator[bytes, None]] = b"",
+        fine: tuple[int, ...] = (200, 206),
     ) -> AsyncIterator[Answer]:
-        """The answer to GET /v2/PATH: 200 or 206, authorised, redirects followed."""
-        origin = self._endpoint.origin
-        target = f"{self._endpoint.path}/v2/{path}"
-        if self._endpoint.is_mirror:
-            target += "?" + urlencode({"ns": self._endpoint.domain})
+        """The answer, whose status is one of `fine`: authorised, redirects of reads followed.
+
+        `where` is a path below the repository ("blobs/sha256:...") or what `located` gave.
+        """
+        origin, target = self._endpoint.origin, where
+        if where.startswith(("http:", "https:")):
+            origin, target = parse_origin(where)
+        else:
+            target = f"{self._endpoint.path}/v2/{repository}/{where}"
+            if self._endpoint.is_mirror:
+                target += "?" + urlencode({"ns": self._endpoint.domain})
         asked = False
         for _ in range(_REDIRECTS + 2):
             own = origin == self._endpoint.origin
             known = self._authorization.get(repository) if own else None
             authorization = (("Authorization", known),) if known else ()
             async with AsyncExitStack() as stack:
-                with trio.fail_after(SILENCE):
+                patience = trio.CancelScope(deadline=trio.current_time() + SILENCE)
+                content: bytes | AsyncIterator[bytes] = b""
+                if isinstance(body, bytes):
+                    content = body
+                else:
+                    pieces = await stack.enter_async_context(aclosing(body()))
+                    content = _prolonging(patience, pieces)
+                with patience:
                     answer = await stack.enter_async_context(
                         self._client(origin).request(
-                            "GET", target, headers=(*headers, *authorization)
+                            method, target, headers=(*headers, *authorization), body=content
                         )
                     )
-                if answer.status in (200, 206):
+                if patience.cancelled_caught:
+                    raise trio.TooSlowError
+                if answer.status in fine:
                     yield answer
                     return
-                if answer.status in (301, 302, 303, 307, 308):
-                    origin, target = self._redirected(origin, target, answer)
+                if answer.status in (301, 302, 303, 307, 308) and method in ("GET", "HEAD"):
+                    there = self.located(answer, f"{origin}{target}")
+                    origin, target = parse_origin(there)
                     continue
                 text = await _error_text(answer)
                 challenge = answer.headers.get("www-authenticate")
@@ -222,14 +247,15 @@ class RegistryServer:
                 )
                 continue
             raise self._error(answer, repository, text)
-        raise Invalid(f"{self}: {path} is redirected in circles")
+        raise Invalid(f"{self}: {repository}/{where} is redirected in circles")
 
-    def _redirected(self, origin: Origin, target: str, answer: Answer) -> tuple[Origin, str]:
-        where = urljoin(f"{origin}{target}", answer.headers.get("location", ""))
-        there, rest = parse_origin(where)
-        if origin.scheme == "https" and there.scheme == "http":
+    def located(self, answer: Answer, asked: str = "") -> str:
+        """The URL of an answer's Location; `asked` is the URL that it answers."""
+        here = asked or f"{self._endpoint.origin}/"
+        there = urljoin(here, answer.headers.get("location", ""))
+        if here.startswith("https:") and not there.startswith("https:"):
             raise Invalid(f"{self} redirects from https to {there}: refused")
-        return there, rest or "/"
+        return there
 
     def _error(self, answer: Answer, repository: str, text: str) -> Exception:
         said = f"{answer.status} {text}".rstrip()
@@ -342,7 +368,16 @@ class RegistryServer:
         return self._tls
 
 
-_MAY_PASS = (WireError, OSError, trio.TooSlowError, trio.BrokenResourceError, Busy)
+MAY_PASS = (WireError, OSError, trio.TooSlowError, trio.BrokenResourceError, Busy)
+
+
+async def _prolonging(
+    patience: trio.CancelScope, pieces: AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    """Pass a body on; as long as it is taken there is no silence."""
+    async for piece in pieces:
+        patience.deadline = trio.current_time() + SILENCE
+        yield piece
 
 
 def _skipped(answer: Answer, done: int) -> int:

@@ -3,7 +3,6 @@ server only."""
 
 from __future__ import annotations
 
-import base64
 import datetime
 import gzip
 import ipaddress
@@ -23,8 +22,7 @@ import pytest
 import trio
 
 from image.box import OCI, as_json, digest, file, leftovers, load, machine, run, tar, tree
-from image.registry_server import RegistryForTests
-from orchestra.image import registry as client
+from image.registry_server import Place, RegistryForTests
 from orchestra.image.credentials import Credentials, CredentialStore
 from orchestra.image.images import Images
 from orchestra.image.media import Platform
@@ -34,55 +32,6 @@ from orchestra.model.errors import Forbidden, Invalid, NotFound, Unavailable
 
 PACK = partial(gzip.compress, mtime=0)
 LAYERS = [tar(file(f"layer{n}", os.urandom(300_000))) for n in range(3)]
-
-
-@pytest.fixture
-def server() -> Iterator[RegistryForTests]:
-    server = RegistryForTests()
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def other() -> Iterator[RegistryForTests]:
-    server = RegistryForTests()
-    yield server
-    server.close()
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_PAUSE", 0.01)
-
-
-class Place:
-    """A store, and what its pulls use."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.images = Images(str(root / "store"))
-        self.registries: dict[str, Any] = {}
-        self.config = root / "config.json"
-        self.platform = Platform("linux", machine())
-        self.reports: list[tuple[str, int, int]] = []
-
-    def pull(self, name: str) -> Any:
-        puller = Puller(
-            self.images,
-            Registries(self.registries),
-            CredentialStore(str(self.config)),
-            self.platform,
-        )
-        return run(puller.pull, name, lambda *line: self.reports.append(line))
-
-    def login(self, host: str, user: str = "me", password: str = "secret", **more: str) -> None:
-        auth = base64.b64encode(f"{user}:{password}".encode()).decode()
-        self.config.write_text(json.dumps({"auths": {host: {"auth": auth, **more}}}))
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
 
 
 def held(server: RegistryForTests, name: str = "a:1", **more: Any) -> dict[str, Any]:
@@ -563,36 +512,6 @@ def test_https_is_never_left_for_http(
 
 
 # a registry of others
-
-
-@pytest.fixture
-def debian(tmp_path: Path) -> Iterator[str]:
-    """Debian's docker-registry on a loopback port; its host."""
-    program = shutil.which("docker-registry")
-    if program is None:
-        pytest.skip("docker-registry is not installed (apt-get install docker-registry)")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{free.getsockname()[1]}"
-    storage = {"filesystem": {"rootdirectory": str(tmp_path / "registry")}}
-    config = tmp_path / "registry.json"  # YAML takes JSON
-    config.write_text(json.dumps({"version": 0.1, "storage": storage, "http": {"addr": host}}))
-    process = subprocess.Popen(
-        [program, "serve", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    try:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", int(host.partition(":")[2]))).close()
-                break
-            except OSError:
-                assert time.monotonic() < deadline and process.poll() is None
-                time.sleep(0.05)
-        yield host
-    finally:
-        process.kill()
-        process.wait()
 
 
 def test_debians_registry_gives_what_skopeo_pushed(

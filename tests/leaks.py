@@ -85,14 +85,17 @@ def leaked(
     """What is there now, counts, and was not there before; waits up to `settle` seconds for none.
 
     The wait is for what the kernel does behind our back: the last process of a namespace, a
-    network namespace's cleanup.
+    network namespace's cleanup. Of a new directory only its top is told.
     """
     known = {(thing.kind, thing.name) for thing in before}
     deadline = time.monotonic() + settle
     while True:
-        new = [t for t in snapshot() if (t.kind, t.name) not in known and counts(t)]
+        new = {t for t in snapshot() if (t.kind, t.name) not in known and counts(t)}
         if not new or time.monotonic() > deadline:
-            return sorted(new)
+            names = {thing.name for thing in new if thing.kind == "file"}
+            return sorted(
+                t for t in new if t.kind != "file" or os.path.dirname(t.name) not in names
+            )
         time.sleep(0.1)
 
 
@@ -120,14 +123,20 @@ def _processes() -> list[_Process]:
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError):
-                found.append(_process(int(name)))
+                process = _process(int(name))
+                if process is not None:
+                    found.append(process)
     return found
 
 
-def _process(pid: int) -> _Process:
+def _process(pid: int) -> _Process | None:
+    """None for a zombie that only the machine's init has not reaped yet: it is nobody's."""
     directory = f"/proc/{pid}"
     with open(f"{directory}/stat") as file:
-        start = file.read().rpartition(")")[2].split()[19]
+        fields = file.read().rpartition(")")[2].split()
+    if fields[:2] == ["Z", "1"]:
+        return None
+    start = fields[19]
     with open(f"{directory}/cmdline", "rb") as file:
         command = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
     with open(f"{directory}/cgroup") as file:

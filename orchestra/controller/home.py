@@ -5,6 +5,7 @@ Law: a failed installation takes back what was not there before; doing it again 
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -31,14 +32,21 @@ def key_comment(cluster: str) -> str:
 
 
 def as_seen_by_controller(node: InventoryNode) -> InventoryNode:
-    """The same node, reached with the controller's own key."""
+    """The same node, reached with the controller's own key.
+
+    A loopback address is a port that the operator's machine forwards (a virtual machine behind
+    NAT): from another node it is reached at its underlay address, where sshd has its own port.
+    """
+    if is_loopback(node.address) and node.underlay:
+        return evolve(node, identity=KEY, address=node.underlay, port=22)
     return evolve(node, identity=KEY)
 
 
-async def authorize(node: InventoryNode, key: str) -> None:
-    """Let the controller's key in on a node."""
-    async with open_host(node) as host:
-        await host.ask({"do": "authorize", "user": node.user, "key": key})
+def is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
 
 
 async def install_controller(
@@ -52,6 +60,13 @@ async def install_controller(
 
     Failed carries the controller's last words where it does not start.
     """
+    authorized: list[InventoryNode] = []
+
+    async def authorize(node: InventoryNode, key: str) -> None:
+        async with open_host(node) as host:
+            await host.ask({"do": "authorize", "user": node.user, "key": key})
+        authorized.append(node)
+
     async with open_host(home) as host:
         looked = await host.look()
         upgraded = bool(looked.versions["controller"])
@@ -79,7 +94,7 @@ async def install_controller(
             if not upgraded:
                 with trio.move_on_after(FAREWELL, shield=True):
                     with suppress(Unavailable, Failed):  # the first failure is the one to tell
-                        await uninstall_controller(cluster, home, nodes)
+                        await uninstall_controller(cluster, home, authorized)
             raise
         report("controller answers")
         return str(made["key"])

@@ -27,7 +27,7 @@ from orchestra.transport.unix import listen_unix
 
 HOME_SOCKET = NodePaths().controller_socket
 PIECE = 64 << 10
-PATIENCE = 5.0  # seconds in which the controller's host must open a channel
+PATIENCE = 5.0  # seconds in which the controller's host must take a connection, open a channel
 
 
 def main(argv: Sequence[str]) -> int:
@@ -108,7 +108,7 @@ async def _forward(options: argparse.Namespace, ready: Callable[[], None]) -> No
         )
     async with ssh_loop():
         try:
-            async with connect(ssh_target(nodes[options.home])) as ssh:
+            async with connect(ssh_target(nodes[options.home]), patience=PATIENCE) as ssh:
                 await Wire(options.home, ssh, options.idle).serve(options.socket, ready)
         except TransportError as error:
             raise Unavailable(f"cannot reach the controller on {options.home}: {error}") from None

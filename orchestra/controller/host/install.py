@@ -33,7 +33,7 @@ from orchestra.controller.host.processes import end, keeper, of_role, own
 
 KEPT_VERSIONS = 2  # the shim and the resolver may still run from the one before
 PATIENCE = 180.0  # seconds for a role to answer: Python starts slowly on small boards
-ATTEMPTS = 3  # processes of a role that may end before it is given up
+ATTEMPTS = 3  # times that a role's process may end before it is given up
 
 KEEPER = """\
 #!/bin/sh
@@ -44,6 +44,7 @@ echo $$ > {run}/{role}.keeper
 exec </dev/null >{state}/{role}/log 2>&1
 while :; do
     {python} -I "$(readlink -f {state}/{role}/current)" {words}
+    echo >> {run}/{role}.ends
     sleep 0.3
 done
 """
@@ -230,18 +231,33 @@ class UnixConnection(http.client.HTTPConnection):
 def wait_for_answer(role: str, path: str, route: str) -> Any:
     """The role's JSON answer to GET `route`. Refused where it keeps ending, or is too slow."""
     deadline = time.monotonic() + PATIENCE
-    seen: set[int] = set()
+    before = endings(role)
     pause = 0.02
     while True:
         answer, reason = ask(path, route)
         if not reason:
             return answer
-        seen.update(of_role(role))
-        if len(seen) > ATTEMPTS or time.monotonic() > deadline:
-            ending = "keeps ending" if len(seen) > ATTEMPTS else f"does not answer ({reason})"
-            raise Refused(f"the {role} {ending}; its last words: {last_words(role)}")
+        if endings(role) - before > ATTEMPTS:
+            raise Refused(f"the {role} keeps ending; its last words: {last_words(role)}")
+        if time.monotonic() > deadline:
+            raise Refused(
+                f"the {role} does not answer ({reason}); its last words: {last_words(role)}"
+            )
         time.sleep(pause)
-        pause = min(2 * pause, 0.2)
+        pause = min(2 * pause, 0.3)
+
+
+def endings(role: str) -> int:
+    """How often the role's process has ended by itself, counted by what keeps it running."""
+    if systemd():
+        command = ["systemctl", "show", "--property=NRestarts", "--value", f"orchestra-{role}"]
+        text = subprocess.run(command, capture_output=True).stdout.decode().strip()
+        return int(text) if text.isdigit() else 0
+    try:
+        with open(f"{RUN}/{role}.ends") as file:
+            return len(file.read())
+    except FileNotFoundError:
+        return 0
 
 
 def ask(path: str, route: str) -> tuple[Any, str]:

@@ -51,9 +51,9 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
     end(of_role(role))
     if role == "agent":
         end_containers()
-    for path in (f"{RUN}/{role}.keeper", f"{RUN}/{role}.sock", f"{RUN}/{role}.lock"):
+    for kind in ("keeper", "ends", "sock", "lock"):
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
+            os.unlink(f"{RUN}/{role}.{kind}")
     shutil.rmtree(f"{STATE}/{role}", ignore_errors=True)
     return {}
 

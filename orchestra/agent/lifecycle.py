@@ -15,6 +15,7 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import trio
@@ -86,18 +87,14 @@ class Lifecycle:
     async def _launch(self, live: Live, restarts: Restarts, restart_count: int) -> None:
         container = live.container
         netns: int | None = None
-
-        async def connect() -> int | None:
-            nonlocal netns
-            netns = await self._plumbing.wire(live, spec)
-            return netns
-
         live.ended = trio.Event()
         try:
             spec = self._plumbing.place(container)
             node = self._plumbing.node_address
             etc = etc_files(container, spec.endpoints, node, host_resolvers())
-            pid = await self._runtime.start(live.id, connect, etc)
+            netns = await self._plumbing.namespace(live, spec)
+            wire = partial(self._plumbing.wire, live, spec, netns)
+            pid = await self._runtime.start(live.id, netns, etc, wire)
         except Exception as error:
             await self._plumbing.unwire(live)
             code = error.exit_code if isinstance(error, StartFailed) else 125

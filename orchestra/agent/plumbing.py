@@ -167,37 +167,40 @@ class Plumbing:
         endpoints = tuple(self._address(container, e, used) for e in spec.endpoints)
         return evolve(spec, endpoints=endpoints, ports=self._ports(container))
 
-    async def wire(self, live: Live, spec: ContainerSpec) -> int | None:
-        """Make a container's network namespace with its wires; the caller closes the descriptor.
+    async def namespace(self, live: Live, spec: ContainerSpec) -> int | None:
+        """Return a container's network namespace, still without wires; the caller closes it.
 
-        None: the host's own network. Published ports answer when this returns; Failed names the
-        one that is in use.
+        None: the host's own network.
         """
-        mode = spec.network_mode
-        if mode == "host":
+        if spec.network_mode == "host":
             return None
-        if mode.startswith("container:"):
-            return self._share(mode.removeprefix("container:"))
-        wired = network.Wired(live.container, spec.endpoints)
+        if spec.network_mode.startswith("container:"):
+            return self._share(spec.network_mode.removeprefix("container:"))
         live.wires = spec.endpoints  # from now on nobody else gets its addresses
-        state = self._base
-        if spec.endpoints:
-            # Its first question to the resolver may come before the next application.
-            names = network.name_table(
-                self._base, self.assignment, self._wired(), host_resolvers().nameservers
-            )
-            state = evolve(state, names=names)
-        fd = await self._fabric.attach(live.id, network.fabric_endpoints(wired), state)
-        try:
-            if spec.ports and not live.container.task:
-                await self.settle()
-                self._check_published(live.container, spec.ports)
-            else:
-                self.changed()
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+        return await self._fabric.namespace()
+
+    async def wire(self, live: Live, spec: ContainerSpec, namespace: int | None) -> None:
+        """Put a container's wires into its namespace, where they are its own.
+
+        The resolver knows it and published ports answer when this returns; Failed names the one
+        that is in use.
+        """
+        if namespace is None or spec.network_mode.startswith("container:"):
+            return
+        if not spec.endpoints:
+            return
+        wires = network.fabric_endpoints(network.Wired(live.container, spec.endpoints))
+        # Its first question to the resolver may come before the next application.
+        names = network.name_table(
+            self._base, self.assignment, self._wired(), host_resolvers().nameservers
+        )
+        state = evolve(self._base, names=names)
+        await self._fabric.attach_to(live.id, namespace, wires, state)
+        if spec.ports and not live.container.task:
+            await self.settle()
+            self._check_published(live.container, spec.ports)
+        else:
+            self.changed()
 
     async def unwire(self, live: Live) -> None:
         """Take a container's wires away; its addresses may be used again."""

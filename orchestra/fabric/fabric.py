@@ -90,7 +90,7 @@ class Fabric:
         self._next_index = 0
         self._mtu = _DEFAULT_MTU - TUNNEL_OVERHEAD
         self._is_ready = False
-        self._spare: tuple[int, Netlink] | None = None  # the next container's namespace
+        self._spare: int | None = None  # the next container's namespace
 
     async def apply(self, state: FabricState) -> Sequence[str]:
         """Make the node's network equal to `state`; return problems, each naming its object.
@@ -122,6 +122,19 @@ class Fabric:
         """
         return await self._in_worker(lambda: self._attach(container_id, endpoints, state))
 
+    async def namespace(self) -> int:
+        """A new container's namespace with a loopback device only; its descriptor (the caller's).
+
+        Raises Failed.
+        """
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            return spare
+        try:
+            return await self._in_worker(_container_namespace)
+        except OSError as error:
+            raise Failed(f"cannot make a network namespace: {error.strerror}") from error
+
     async def attach_to(
         self,
         container_id: str,
@@ -129,7 +142,10 @@ class Fabric:
         endpoints: Sequence[FabricEndpoint],
         state: FabricState,
     ) -> None:
-        """Add wires to a living container's namespace (a descriptor). Raises Failed."""
+        """Add wires to a container's namespace (a descriptor), and names as `attach` does.
+
+        Raises Failed; then none of the wires is left.
+        """
         await self._in_worker(lambda: self._attach_to(container_id, namespace, endpoints, state))
 
     async def detach(self, container_id: str, devices: Sequence[str] = ()) -> None:
@@ -163,10 +179,8 @@ class Fabric:
 
     def _close(self) -> None:
         self._ports.release()
-        if self._spare:
-            namespace, inside = self._spare
-            inside.close()
-            os.close(namespace)
+        if self._spare is not None:
+            os.close(self._spare)
         if self._fabric:
             self._fabric.close()
         self._host.close()
@@ -310,9 +324,10 @@ class Fabric:
         self, container_id: str, endpoints: Sequence[FabricEndpoint], state: FabricState
     ) -> int:
         try:
-            made, inside = self._spare or _container_namespace()
-            self._spare = None
+            made = _container_namespace()
             try:
+                with netns.entered(made):
+                    inside = Netlink()
                 with inside:
                     self._wire(made, inside, endpoints, state, has_default=False)
                 if state.names.clients:
@@ -338,6 +353,8 @@ class Fabric:
                 names = device_names(inside.links())
                 has_default = any(r.to == "0.0.0.0/0" for r in inside.routes(names))
                 self._wire(namespace, inside, endpoints, state, has_default=has_default)
+            if state.names.clients:
+                self._write_names(state)
         except (OSError, NftError) as error:
             raise Failed(_cannot_attach(container_id, error)) from error
 
@@ -452,18 +469,14 @@ class Fabric:
             raise Failed(f"cannot start the resolver: {error}") from error
 
 
-def _container_namespace() -> tuple[int, Netlink]:
-    """A namespace with a loopback device, and the socket to furnish it through."""
+def _container_namespace() -> int:
+    """A namespace with a loopback device that is up."""
     with netns.fresh() as made:
         for sysctl in CONTAINER_SYSCTLS:
             kernel.write_sysctl(sysctl)
-        inside = Netlink()
-        try:
+        with Netlink() as inside:
             inside.do(set_link(1, "lo"))
-        except BaseException:
-            inside.close()
-            raise
-    return made, inside
+    return made
 
 
 def write_names(paths: NodePaths, names: NameTable) -> None:

@@ -119,10 +119,17 @@ def _become(bundle: ProcessPart, fds: dict[str, int], report: socket.socket, ini
     os.setgroups(user.groups)
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
+    _pass(fds.get("gate"))
     _confine(bundle, user.uid)
     if init:
         _fork_under_init(init, bundle["tty"])
     _exec(bundle["args"], environment, report)
+
+
+def _pass(gate: int | None) -> None:
+    """Wait until everything around the container is there too: its network's wires."""
+    if gate is not None and os.read(gate, 1) != b"g":
+        raise SetupFailed("its network was not made")
 
 
 def _confine(bundle: ProcessPart, uid: int) -> None:

@@ -41,8 +41,9 @@ class Reply:
 class Link:
     """One connection; `serve` must run in a nursery for replies and events to arrive."""
 
-    def __init__(self, socket_: socket.socket, pid: int) -> None:
+    def __init__(self, socket_: socket.socket, pid: int, gates: bool = False) -> None:
         self.pid = pid  # the shim's
+        self.gates = gates  # whether its children wait at a gate before they exec
         self.closed = trio.Event()
         self._socket = socket_
         self._next = 0
@@ -144,7 +145,7 @@ async def connect(path: str) -> Link:
     if hello.get("hello", 0) < PROTOCOL:
         link.close()
         raise LinkLost(f"{path}: speaks protocol {hello.get('hello')}, not {PROTOCOL}")
-    return Link(link, hello["pid"])
+    return Link(link, hello["pid"], bool(hello.get("gate")))
 
 
 def _end_owner(link: socket.socket) -> None:

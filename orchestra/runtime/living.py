@@ -35,6 +35,9 @@ STREAMS = {STDOUT: "stdout", STDERR: "stderr"}
 EXEC = "exec/"  # before an exec's id in the shim's names
 _PIPE_SIZE = 256 << 10
 _FULL_DISK_RETRY = 1.0  # seconds
+_PAUSE = 0.005  # seconds without output after which a stream counts as quiet
+_STEADY = 50  # moves without a pause after which output is let gather
+_GATHER = 0.001
 _SHIM_RETRY = 1.0
 _SHIM_PATIENCE = 10.0
 _LOST = 137  # the code of an exec whose end nobody can know
@@ -216,6 +219,11 @@ class Living:
             if self._asked.pop(name) is not None:  # nobody took it
                 self._nursery.start_soon(self._forget, name)
 
+    @property
+    def gates(self) -> bool:
+        """Whether the shim's children wait at a gate before they exec; an older one's do not."""
+        return self._link is not None and self._link.gates
+
     def is_asked(self, name: str) -> bool:
         return name in self._asked
 
@@ -310,13 +318,26 @@ class Living:
 
 
 async def _drain(log: Log, stream: int, fd: int, buffer: int | None) -> None:
-    """Move output to the log as it comes; a full disk only makes it wait."""
+    """Move output to the log as it comes; a full disk only makes it wait.
+
+    Output that comes in small pieces without a pause is let gather for a moment: each move costs
+    us as much time as thirty lines cost the writer.
+    """
+    rounds, last = 0, 0.0
     while True:
+        moved = 0
         try:
             for _ in range(8):  # then let others run
-                if not log.take(stream, fd, buffer):
+                count = log.take(stream, fd, buffer)
+                if not count:
                     return
+                moved += count
         except BlockingIOError:
+            now = trio.current_time()
+            since, last = now - last, now
+            rounds = rounds + 1 if since < _PAUSE else 0
+            if rounds > _STEADY and moved * _GATHER < since * _PIPE_SIZE / 2:
+                await trio.sleep(_GATHER)
             await trio.lowlevel.wait_readable(fd)
         except OSError as error:
             if error.errno == errno.EIO:  # nobody has the terminal open (any more, or yet)

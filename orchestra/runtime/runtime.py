@@ -13,6 +13,7 @@ import resource
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
 from attrs import field, frozen
@@ -34,6 +35,7 @@ from orchestra.runtime import bundle
 from orchestra.runtime.attachment import ContainerAttachment
 from orchestra.runtime.execution import ExecProcess, set_window_size
 from orchestra.runtime.init_program import init_program
+from orchestra.runtime.link import Reply
 from orchestra.runtime.living import (
     EXEC,
     STREAMS,
@@ -48,9 +50,10 @@ from orchestra.runtime.stdin import Stdin
 
 _FREEZE_PATIENCE = 10.0  # seconds
 
-Connect = Callable[[], Awaitable[int | None]]
+Meanwhile = Callable[[], Awaitable[None]]
+T = TypeVar("T")
 
-__all__ = ["Connect", "EtcFiles", "ExecProcess", "Exited", "LogRecord", "Runtime", "open_runtime"]
+__all__ = ["EtcFiles", "ExecProcess", "Exited", "LogRecord", "Meanwhile", "Runtime", "open_runtime"]
 
 
 @frozen
@@ -179,10 +182,17 @@ class Runtime:
         os.rename(f"{path}.new", path)
         self._definitions[container_id] = definition
 
-    async def start(self, container_id: str, netns: int | Connect | None, etc: EtcFiles) -> int:
+    async def start(
+        self,
+        container_id: str,
+        netns: int | None,
+        etc: EtcFiles,
+        meanwhile: Meanwhile | None = None,
+    ) -> int:
         """Run it; the pid, once the user's program was exec-ed. `netns` None: the host's network.
 
-        Where `netns` is a function, the namespace is made while everything else is prepared.
+        `meanwhile` goes on beside the set-up; the program is exec-ed only after it, and not at all
+        where it fails, with whatever it raises.
         StartFailed with the shell's code (127 not found, 126 not executable, 125 else); Conflict
         where it runs already.
         """
@@ -193,11 +203,13 @@ class Runtime:
         with self._living.asked(container_id):
             try:
                 with trio.CancelScope(shield=True):
-                    pid = await self._start(container_id, definition, netns, etc, group)
+                    pid = await self._start(container_id, definition, netns, etc, group, meanwhile)
             except BaseException:
                 with trio.CancelScope(shield=True):
                     await remove_group(group)
                 remove_run_directory(self._paths.container_run(container_id))
+                if stdin := self._stdins.pop(container_id, None):
+                    stdin.close_all()
                 if log := self._living.logs.get(container_id):
                     log.end()
                 raise
@@ -207,9 +219,10 @@ class Runtime:
         self,
         container_id: str,
         definition: Definition,
-        netns: int | Connect | None,
+        netns: int | None,
         etc: EtcFiles,
         group: Group,
+        meanwhile: Meanwhile | None,
     ) -> int:
         spec = definition.spec
         run = self._paths.container_run(container_id)
@@ -237,31 +250,42 @@ class Runtime:
                     # every one of us, and a writer never gets SIGPIPE for our death.
                     fds[name] = os.open(f"{run}/{name}", os.O_RDWR | os.O_CLOEXEC)
 
-        try:
-            namespace = await _meanwhile(netns, prepare)
-            if namespace is not None:
-                fds["netns"] = os.dup(namespace)
-            stdin = self._stdin_for(container_id, spec, fds)
+        async def ask() -> Reply:
+            prepare()
             record = f"{run}/process"
-            reply = await self._living.request("start", container_id, fds, record=record)
+            return await self._living.request("start", container_id, fds, record=record)
+
+        stdin: Stdin | None = None
+        try:
+            if netns is not None:
+                fds["netns"] = os.dup(netns)
+            stdin = self._stdin_for(container_id, spec, fds)
+            if meanwhile is not None and not self._living.gates:
+                await meanwhile()
+                meanwhile = None
+            reply = await (ask() if meanwhile is None else _gated(meanwhile, ask, fds))
         finally:
             for fd in fds.values():
                 os.close(fd)
         if "error" in reply.body:
-            if stdin is not None:
-                stdin.close_all()
             raise StartFailed(
                 f"unable to start container process: {reply.body['error']}",
                 int(reply.body["code"]),
             )
-        return self._living.add(container_id, reply, stdin).pid
+        self._stdins.pop(container_id, None)  # until now its clients wrote to it there
+        pid = self._living.add(container_id, reply, stdin).pid
+        if stdin is not None and stdin.writer is None:  # its end came while the process was made
+            await self._living.release_stdin(container_id)
+        return pid
 
     def _stdin_for(
         self, container_id: str, spec: ContainerSpec, fds: dict[str, int]
     ) -> Stdin | None:
         if not spec.open_stdin or spec.tty:
             return None
-        stdin = self._stdins.pop(container_id, None) or Stdin()
+        if container_id not in self._stdins:
+            self._stdins[container_id] = Stdin()
+        stdin = self._stdins[container_id]
         assert stdin.reader is not None
         fds["stdin"], stdin.reader = stdin.reader, None
         if stdin.writer is not None:
@@ -341,8 +365,9 @@ class Runtime:
             and spec.open_stdin
             and not spec.tty
             and container_id not in self._living.containers
+            and container_id not in self._stdins
         ):
-            self._stdins.setdefault(container_id, Stdin())
+            self._stdins[container_id] = Stdin()
         streams = {STDOUT: stdout, STDERR: stderr}
         return ContainerAttachment(
             log,
@@ -458,34 +483,36 @@ class Runtime:
         return self._definitions[container_id]
 
 
-async def _meanwhile(namespace: int | Connect | None, prepare: Callable[[], None]) -> int | None:
-    """The namespace; what needs no network is prepared while it is made in its thread.
+async def _gated(meanwhile: Meanwhile, ask: Callable[[], Awaitable[T]], fds: dict[str, int]) -> T:
+    """`ask` for a process and do `meanwhile` beside it; its gate opens when that is done.
 
-    Both have ended when this returns or raises.
+    Both have ended when this returns or raises; what `meanwhile` raises goes before the process's
+    own failure, which is only that its gate stayed shut.
     """
-    if not callable(namespace):
-        prepare()
-        return namespace
-    made: list[int | None] = []
+    fds["gate"], gate = os.pipe2(os.O_CLOEXEC)
     failures: list[Exception] = []
 
-    async def connect() -> None:
+    async def open_gate() -> None:
         try:
-            made.append(await namespace())
+            await meanwhile()
+            os.write(gate, b"g")
         except Exception as error:
             failures.append(error)  # raised outside the nursery: there it would come in a group
+        finally:
+            os.close(gate)
 
+    answers: list[T] = []
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(connect)
+        nursery.start_soon(open_gate)
         for _ in range(3):  # it begins, is let through to its thread, and that is at work
             await trio.lowlevel.checkpoint()
         try:
-            prepare()
+            answers.append(await ask())
         except Exception as error:
             failures.append(error)
     if failures:
         raise failures[0]
-    return made[0]
+    return answers[0]
 
 
 def _make_run_directory(run: str, *, tty: bool) -> None:

@@ -9,9 +9,9 @@ shim takes what a killed one left: strangers then, whose end is read off their p
 record until the agent says `forget`.
 
 Protocol 1, on a SEQPACKET socket: one JSON object per packet, fds as SCM_RIGHTS beside it, named
-in order by `fds`. The shim greets with {"hello": 1, "pid": ...}; requests carry "n", which replies
-repeat. Operations: start, exec, list, release, forget. Events: {"event": "exit"}. A process
-has ended where its "time" is not 0; its "code" is null where nobody can know it.
+in order by `fds`. The shim greets with {"hello": 1, "pid": ..., "gate": true}; requests carry "n",
+which replies repeat. Operations: start, exec, list, release, forget. Events: {"event": "exit"}. A
+process has ended where its "time" is not 0; its "code" is null where nobody can know it.
 A newer agent speaks an older shim's protocol; keys may be added, never change their meaning.
 """
 
@@ -142,7 +142,7 @@ class Shim:
         agent.settimeout(_PATIENCE)  # for sending: we read only what is there
         self.agents[agent.fileno()] = agent
         self.poll.register(agent.fileno(), select.EPOLLIN)
-        self._send(agent, {"hello": PROTOCOL, "pid": os.getpid()})
+        self._send(agent, {"hello": PROTOCOL, "pid": os.getpid(), "gate": True})
 
     def _read_agent(self, fd: int) -> None:
         agent = self.agents[fd]
@@ -184,7 +184,7 @@ class Shim:
     def on_start(
         self, request: dict[str, Any], fds: dict[str, int], agent: socket.socket
     ) -> tuple[dict[str, Any] | None, list[int]]:
-        """fds: payload, stdout, stderr; maybe stdin, stdin_writer, netns, cgroup."""
+        """fds: payload, stdout, stderr; maybe stdin, stdin_writer, netns, cgroup, gate."""
         flags = _FIRST | (k.CLONE_NEWCGROUP if "cgroup" in fds else 0)
         keep = ("stdout", "stderr", "stdin_writer")
         process = self._spawn(request, fds, agent, flags, child.start, keep)

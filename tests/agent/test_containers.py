@@ -318,8 +318,9 @@ def test_many_starts_at_once_all_come_up(host):
 
 
 def test_signals_reach_the_program_and_pause_stops_time(host):
-    host.run_container("sh", "-c", "trap 'echo got' USR1; while :; do sleep 0.02; done",
+    host.run_container("sh", "-c", "trap 'echo got' USR1; echo up; while :; do sleep 0.02; done",
                        name="listener")  # fmt: skip
+    wait_until(lambda: "up" in host.logs_of("listener"), 10)
     host.ok("POST", "/containers/listener/kill?signal=USR1")
     wait_until(lambda: "got" in host.logs_of("listener"), 10)
     host.ok("POST", "/containers/listener/pause")

@@ -277,7 +277,7 @@ class Images(Protocol):
     async def remove(
         self, ref: str, force: bool = False, in_use: Mapping[str, str] | None = None
     ) -> Sequence[tuple[str, str]]:
-        """Return ("Untagged"|"Deleted", what) pairs. `in_use`: image id -> container's name."""
+        """Return ("Untagged"|"Deleted", what) pairs. `in_use`: image id -> who uses it."""
         ...
 
     # what shipping needs (node protocol)

@@ -21,7 +21,7 @@ TAR = "application/x-tar"
 
 @frozen
 class ImageRoutes:
-    """`in_use` tells image id -> a container's name."""
+    """`in_use` tells image id -> who uses it: "container web", "stack shop"."""
 
     images: Images
     in_use: Callable[[], Mapping[str, str]]

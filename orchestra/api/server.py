@@ -38,7 +38,7 @@ def agent_app(engine: Engine, node: Node | None = None) -> App:
     """Docker's Engine API over `engine`, and the node protocol where there is a `node`."""
 
     def in_use() -> Mapping[str, str]:
-        return {c.spec.image_id: c.name for c in engine.containers()}
+        return {c.spec.image_id: f"container {c.name}" for c in engine.containers()}
 
     table = [
         *PingRoutes(lambda: engine.facts).table(),
@@ -51,10 +51,21 @@ def agent_app(engine: Engine, node: Node | None = None) -> App:
 
 
 def controller_app(cluster: Cluster) -> App:
-    """The controller's protocol, and Docker's image routes over the controller's store."""
+    """The controller's protocol, and Docker's image routes over the controller's store.
+
+    An image that a stack names is in use: nodes that are given its tasks get it from here.
+    """
+
+    def in_use() -> Mapping[str, str]:
+        return {
+            need.id: f"stack {record.stack.name}"
+            for record in cluster.stacks()
+            for need in record.images.values()
+        }
+
     table = [
         *PingRoutes(lambda: None).table(),
-        *ImageRoutes(cluster.images, dict).table(),
+        *ImageRoutes(cluster.images, in_use).table(),
         *ClusterRoutes(cluster).table(),
     ]
     return _app(table)

@@ -98,7 +98,7 @@ class Catalog:
         return [evolve(self.of(image)[0], name="")]
 
     def removal(self, ref: str, force: bool, in_use: Mapping[str, str]) -> Removal:
-        """Decide as docker does; `in_use` maps image ids to a container that has them.
+        """Decide as docker does; `in_use` maps image ids to who has them ("container web").
 
         Conflict in docker's words. With `force` a name is taken from an image in use, whose data
         stays, untagged; by its id such an image cannot be removed.
@@ -111,13 +111,13 @@ class Catalog:
             if names == (name,) and user and not force:
                 raise Conflict(
                     f'conflict: unable to remove repository reference "{ref}" (must force) - '
-                    f"container {user} is using its referenced image {short}"
+                    f"{user} is using its referenced image {short}"
                 )
             return Removal(image, (name,), keep=names != (name,) or user is not None)
         if user:
             raise Conflict(
                 f"conflict: unable to delete {short} (cannot be forced) - image is being used by "
-                f"container {user}"
+                f"{user}"
             )
         if len({repository_of(name) for name in names}) > 1 and not force:
             raise Conflict(

@@ -228,7 +228,7 @@ class ToyImages:
     ) -> Sequence[tuple[str, str]]:
         image = self.get(ref)
         if in_use and image.id in in_use and not force:
-            raise Conflict(f"container {in_use[image.id]} is using its referenced image {image.id}")
+            raise Conflict(f"{in_use[image.id]} is using its referenced image {image.id}")
         del self.store[image.id]
         return [("Untagged", ref), ("Deleted", image.id)]
 

@@ -28,7 +28,7 @@ def names(images: Images) -> dict[str, tuple[str, ...]]:
 
 
 def remove(
-    images: Images, ref: str, force: bool = False, used: str = "", by: str = "web"
+    images: Images, ref: str, force: bool = False, used: str = "", by: str = "container web"
 ) -> list[tuple[str, str]]:
     done = run(images.remove, ref, force, {used: by} if used else {})
     return [(verb, what) for verb, what in done]

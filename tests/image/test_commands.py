@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import trio
@@ -19,6 +18,8 @@ from image.box import configuration, digest, docker_archive, file, leftovers, ta
 from orchestra.api.server import controller_app, serve_unix
 from orchestra.cli.main import main
 from orchestra.image.images import Images
+from orchestra.model.cluster import ImageNeed, StackRecord
+from orchestra.model.service import Stack
 
 A, B = tar(file("a", b"a" * 3000)), tar(file("b", b"b"))
 ID_A, ID_B = digest(configuration([A])), digest(configuration([A, B], Labels={"k": "v"}))
@@ -31,6 +32,7 @@ class Server:
 
     def __init__(self, root: Path, path: str) -> None:
         self.images = Images(str(root))
+        self.records: list[StackRecord] = []
         self.root = root
         self.url = f"unix://{path}"
         self._scope = trio.CancelScope()
@@ -39,7 +41,7 @@ class Server:
         async def serve() -> None:
             with self._scope:
                 async with trio.open_nursery() as nursery:
-                    app = controller_app(SimpleNamespace(images=self.images))  # type: ignore[arg-type]
+                    app = controller_app(self)  # type: ignore[arg-type]
                     await nursery.start(serve_unix, path, app)
                     self._token = trio.lowlevel.current_trio_token()
                     started.set()
@@ -48,6 +50,9 @@ class Server:
         self._thread = threading.Thread(target=trio.run, args=(serve,))
         self._thread.start()
         assert started.wait(20)
+
+    def stacks(self) -> list[StackRecord]:
+        return self.records
 
     def close(self) -> None:
         self._token.run_sync_soon(self._scope.cancel)
@@ -203,6 +208,23 @@ def test_names_are_given_and_taken(
     assert told(capsys)[:2] == ["Untagged: b:latest", f"Deleted: {ID_B}"]
     assert loaded("rm", "b") == 1
     assert told(capsys) == ["orchestra: No such image: b:latest"]
+
+
+def test_an_image_that_a_stack_needs_is_not_removed(
+    loaded: Command, server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    need = ImageNeed("b", server.images.get("b").manifest_digest, ID_B)
+    server.records = [StackRecord(Stack("shop"), 1, 0.0, {"b": need})]
+    assert loaded("rm", "b") == 1 and loaded("rm", "-f", ID_B) == 1
+    short = ID_B[7:19]
+    assert told(capsys) == [
+        'orchestra: conflict: unable to remove repository reference "b" (must force) - stack shop '
+        f"is using its referenced image {short}",
+        f"orchestra: conflict: unable to delete {short} (cannot be forced) - image is being used "
+        "by stack shop",
+    ]
+    server.records = []
+    assert loaded("rm", "b") == 0
 
 
 def test_rm_goes_on_after_what_it_cannot_remove(

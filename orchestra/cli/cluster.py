@@ -112,7 +112,9 @@ def run_import_vagrant(args: argparse.Namespace) -> int:
         print(f"{node.name}: {added.node.address}, underlay {added.node.underlay}", flush=True)
     context.use(cluster.name)
     if not args.no_controller:
-        hosts.install_controller(context.load(cluster.name), cluster.controller or nodes[0].name)
+        home = cluster.controller or nodes[0].name
+        hosts.hand_over(hosts.install_controller(context.load(cluster.name), home))
+        print(f"{cluster.name}: controller on {home}")
     return 0
 
 

@@ -156,11 +156,14 @@ def _refuse_other_identity(node: InventoryNode, looked: Looked) -> None:
 def find_underlay(node: InventoryNode, interfaces: Mapping[str, str]) -> str:
     """The address that other nodes reach the host by.
 
-    An interface's name is resolved; without a wish the SSH address counts where it is one of the
-    host's own, else (behind NAT, or reached by name) its only address.
+    An interface's name and a subnet are resolved to the host's address there; without a wish the
+    SSH address counts where it is one of the host's own, else (behind NAT, or reached by name) its
+    only address.
     """
     if node.underlay in interfaces:
         return interfaces[node.underlay]
+    if "/" in node.underlay:
+        return _in_subnet(node, interfaces)
     if node.underlay:
         try:
             return str(ipaddress.ip_address(node.underlay))
@@ -177,6 +180,21 @@ def find_underlay(node: InventoryNode, interfaces: Mapping[str, str]) -> str:
         f"cannot tell which address other nodes reach {node.name} by: {node.address} is none of "
         f"its own ({_listed(interfaces)}); say it with --underlay ADDRESS or --underlay INTERFACE"
     )
+
+
+def _in_subnet(node: InventoryNode, interfaces: Mapping[str, str]) -> str:
+    try:
+        subnet = ipaddress.ip_network(node.underlay)
+    except ValueError as error:
+        raise Invalid(f"underlay {node.underlay!r} of {node.name} is no subnet: {error}") from None
+    found = [a for a in interfaces.values() if ipaddress.ip_address(a) in subnet]
+    if len(found) != 1:
+        count = "several addresses" if found else "no address"
+        raise Invalid(
+            f"{node.name} has {count} in the underlay subnet {subnet}; it has "
+            f"{_listed(interfaces)}; say it with --underlay"
+        )
+    return found[0]
 
 
 def _listed(interfaces: Mapping[str, str]) -> str:

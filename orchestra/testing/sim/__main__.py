@@ -52,13 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=1, metavar="SEED")
     parser.add_argument("--seeds", type=int, default=50, metavar="N")
     parser.add_argument("--steps", type=int, default=40, metavar="N", help="harmful things each")
+    parser.add_argument("--nodes", type=int, default=3, metavar="N")
     parser.add_argument("-v", "--verbose", action="store_true", help="print every history")
     args = parser.parse_args(argv)
     broken = 0
     for seed in range(args.first, args.first + args.seeds):
         started = time.monotonic()
         try:
-            history = play(seed, args.steps)
+            history = play(seed, args.steps, args.nodes)
         except Broken as error:
             broken += 1
             print(f"seed {seed}: BROKEN: {error}", flush=True)

@@ -119,7 +119,6 @@ def _service(service: Service) -> _Plain:
         secrets=[_reference(r) for r in service.secrets],
         depends_on={
             d.service: {"condition": d.condition.value, "required": d.required}
-            | ({"restart": True} if d.restart else {})
             for d in service.depends_on
         },
         healthcheck=_healthcheck(service.healthcheck),

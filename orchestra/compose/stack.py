@@ -176,16 +176,7 @@ class _Builder:
             mounts=tuple(self.mounts(value, path)),
             configs=tuple(self.files(value, "config", "/", path)),
             secrets=tuple(self.files(value, "secret", "/run/secrets/", path)),
-            depends_on=tuple(
-                Dependency(
-                    other,
-                    DependencyCondition(how.get("condition", "service_started")),
-                    bool(how.get("required", True)),
-                    bool(how.get("restart", False)),
-                )
-                for other, how in (value.get("depends_on") or {}).items()
-                if other in self.tree["services"]  # else disabled, and not required
-            ),
+            depends_on=tuple(self.dependencies(value, path)),
             healthcheck=self.healthcheck(value.get("healthcheck"), (*path, "healthcheck")),
             restart=self.restart(value, deploy, mode, path),
             stop_signal=value.get("stop_signal") or "",
@@ -233,6 +224,17 @@ class _Builder:
         if mode not in ("", "none", "host"):
             self.refuse((*path, "network_mode"), f"{mode!r} is not supported yet; use networks")
         return mode
+
+    def dependencies(self, value: Map, path: Path) -> Iterable[Dependency]:
+        for other, how in (value.get("depends_on") or {}).items():
+            if how.get("restart") and "restart" in how.places:  # else it is implied
+                self.refuse((*path, "depends_on", other, "restart"))
+            if other in self.tree["services"]:  # else disabled, and not required
+                yield Dependency(
+                    other,
+                    DependencyCondition(how.get("condition", "service_started")),
+                    bool(how.get("required", True)),
+                )
 
     def ports(self, value: Map, path: Path) -> Iterable[Port]:
         for index, port in enumerate(value.get("ports") or ()):

@@ -65,8 +65,8 @@ HONOURED: dict[str, dict[str, dict[str, Any]]] = {
     "cpus": {"cpus: 0.5": {"limits": Resources(cpus=0.5)}},
     "depends_on": {
         "depends_on: [db]": {"depends_on": (Dependency("db"),)},
-        "depends_on: {db: {condition: service_healthy, required: false, restart: true}}": {
-            "depends_on": (Dependency("db", DependencyCondition.HEALTHY, False, True),)
+        "depends_on: {db: {condition: service_healthy, required: false}}": {
+            "depends_on": (Dependency("db", DependencyCondition.HEALTHY, False),)
         },
         "depends_on: {job: {condition: service_completed_successfully}}": {
             "depends_on": (Dependency("job", DependencyCondition.COMPLETED),)
@@ -331,6 +331,10 @@ def test_what_says_nothing_to_a_cluster_is_warned_about(key: str) -> None:
 
 # lines -> key and message; the line of the key is 5, or 6 where the text has more lines
 WRONG = {
+    "depends_on: {db: {condition: service_started, restart: true}}": (
+        "depends_on.db.restart",
+        "is not supported yet; remove it",
+    ),
     "deploy: {mode: often}": ("deploy.mode", "must be one of replicated, global, "),
     "deploy: {endpoint_mode: x}": ("deploy.endpoint_mode", "must be one of vip, dnsrr, not 'x'"),
     "deploy: {replicas: -1}": ("deploy.replicas", "must be at least 0, not -1"),

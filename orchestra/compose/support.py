@@ -72,7 +72,7 @@ WITHIN = {
     "deploy": "mode endpoint_mode replicas labels update_config resources restart_policy placement",
     "update": "parallelism delay failure_action monitor order",
     "limits": "cpus memory pids",
-    "reservations": "cpus memory pids",
+    "reservations": "cpus memory",
     "service network": "aliases ipv4_address priority",
     "bind": "propagation create_host_path",
     "volume": "nocopy subpath",

@@ -355,6 +355,10 @@ WRONG = {
         "deploy.resources.reservations.devices",
         "is not supported yet; remove it",
     ),
+    "deploy: {resources: {reservations: {pids: 5}}}": (
+        "deploy.resources.reservations.pids",
+        "is not supported yet; remove it",
+    ),
     "deploy: {resources: {limits: {cpus: many}}}": ("deploy.resources.limits.cpus", "'many'"),
     "deploy: {mode: replicated-job}\nrestart: always": ("restart", "a job ends"),
     "restart: sometimes": ("restart", "must be one of no, always, on-failure, unless-stopped"),

@@ -94,14 +94,13 @@ def run_adopt(args: argparse.Namespace) -> int:
 def run_import_vagrant(args: argparse.Namespace) -> int:
     """`vagrant up` made the machines, on this host: their keys are believed at first sight."""
     from orchestra.cli import hosts
-    from orchestra.controller import vagrant
 
     if args.ssh_config:
         with open(args.ssh_config) as file:
             text = file.read()
     else:
         text = _ssh_config(args.folder)
-    nodes = vagrant.machines(text, args.underlay)
+    nodes = hosts.machines(text, args.underlay)
     if not nodes:
         raise NotFound(f"no machine of {args.folder}/Vagrantfile runs; `vagrant up` starts them")
     cluster = context.fresh(args.cluster or "vagrant")

@@ -146,12 +146,14 @@ def _services(before: Sequence[str]) -> Iterable[str]:
 
 
 def _nodes(before: Sequence[str]) -> Iterable[str]:
+    import yaml
+
     from orchestra.cli import context
-    from orchestra.controller import inventory
 
     wish = next(iter(_values(before, "--cluster")), None)
     chosen = context.chosen(argparse.Namespace(cluster=wish))
-    return [node.name for node in inventory.load(chosen.inventory)]
+    with open(chosen.inventory) as file:
+        return [node["name"] for node in yaml.safe_load(file)["nodes"]]
 
 
 def _clusters(before: Sequence[str]) -> Iterable[str]:

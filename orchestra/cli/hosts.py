@@ -22,6 +22,7 @@ from orchestra.controller import bootstrap, home, inventory
 from orchestra.controller.login import Report
 from orchestra.controller.reach import read_target as read_target
 from orchestra.controller.reach import run_with_ssh
+from orchestra.controller.vagrant import machines as machines
 from orchestra.model.errors import Conflict, Invalid, NotFound, Unavailable
 from orchestra.model.node import InventoryNode, NodeState
 

@@ -18,6 +18,7 @@ from orchestra.compose.errors import Problems
 from orchestra.compose.support import REFUSED, WARNED, WITHIN
 from orchestra.compose.tree import Map, Path, Relative, place_of, spell
 from orchestra.compose.units import byte_size, duration
+from orchestra.compose.values import absolute, address, host_name, not_negative, wrong_values
 from orchestra.model.service import (
     Dependency,
     DependencyCondition,
@@ -143,6 +144,10 @@ class _Builder:
                 self.refuse((*path, key), f"is not supported: {REFUSED[key]}")
             elif key in WARNED:
                 self.warn((*path, key), WARNED[key])
+        for inner_path, message in wrong_values(value):
+            self.refuse((*path, *inner_path), message)
+        if len(self.problems.errors) > before:
+            return None
         if not _NAME.fullmatch(name):
             self.refuse(path, "a service's name begins with a letter or digit")
         deploy: Map = value.get("deploy") or Map()
@@ -285,6 +290,8 @@ class _Builder:
                 drive = "" if mount.get("source") else _DRIVE.get(mount["target"][1:2], "")
                 message = f"the target {mount['target']!r} must be an absolute path{drive}"
                 self.refuse(at, message)
+            elif mount["target"] == "/":
+                self.refuse(at, "the root itself cannot be a mount; give it a path below")
             if kind is MountType.TMPFS and mount.get("source"):
                 self.refuse((*at, "source"), "a tmpfs has no source")
             yield Mount(
@@ -309,12 +316,16 @@ class _Builder:
     def tmpfs(self, text: str, path: Path) -> Mount:
         """`TARGET[:size=64m,mode=1777]`"""
         target, _, options = text.partition(":")
+        if wrong := absolute(target or "nothing"):
+            self.refuse(path, wrong)
         mount = Mount(MountType.TMPFS, short.clean(target))
         for option in options.split(",") if options else ():
             key, _, value = option.partition("=")
             try:
                 if key == "size":
                     mount = evolve(mount, tmpfs_size=byte_size(value))
+                    if wrong := not_negative(mount.tmpfs_size):
+                        self.refuse(path, wrong)
                 elif key == "mode":
                     mount = evolve(mount, tmpfs_mode=int(value, 8))
                 elif key == "ro":
@@ -331,6 +342,8 @@ class _Builder:
             if not source:
                 continue  # already said by the consistency checks
             target = file.get("target") or source
+            if ".." in target.split("/"):
+                self.refuse((*path, f"{kind}s"), f"the target {target!r} may not go up with '..'")
             yield FileReference(
                 source=f"{kind}/{source}",
                 target=target if target.startswith("/") else folder + target,
@@ -413,10 +426,13 @@ class _Builder:
 
     def extra_hosts(self, value: Map, path: Path) -> Iterable[str]:
         for index, entry in enumerate(value.get("extra_hosts") or ()):
-            name, _, address = entry.partition("=")
-            if address == "host-gateway":
-                self.refuse((*path, "extra_hosts", index), "host-gateway is not supported yet")
-            yield f"{name}:{address}"
+            at = (*path, "extra_hosts", index)
+            name, _, where = entry.partition("=")
+            if where == "host-gateway":
+                self.refuse(at, "host-gateway is not supported yet")
+            elif wrong := host_name(name) or address(where):
+                self.refuse(at, wrong)
+            yield f"{name}:{where}"
 
     def placement(self, value: Mapping[str, Any]) -> Placement:
         return Placement(
@@ -435,14 +451,8 @@ class _Builder:
         cpus, memory, pids = (value.get(n) for n in names[side])
         cpus, memory = own.get("cpus", cpus), own.get("memory", memory)
         pids = own.get("pids", pids)
-        try:
-            amount = float(cpus) if cpus not in (None, "") else None
-        except ValueError:
-            at = (*path, "deploy", "resources", side, "cpus")
-            self.refuse(at, f"{cpus!r} is no number of CPUs")
-            amount = None
         return Resources(
-            cpus=amount or None,
+            cpus=float(cpus) or None if cpus is not None else None,
             memory=int(memory) or None if memory is not None else None,
             pids=int(pids) if pids is not None and int(pids) > 0 else None,
         )

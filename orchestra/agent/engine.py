@@ -42,6 +42,7 @@ from orchestra.api.engine import (
     Images,
     LogLine,
     LogOptions,
+    NetworkWish,
     PathStat,
     Usage,
 )
@@ -59,6 +60,7 @@ from orchestra.model.container import (
 )
 from orchestra.model.errors import Conflict, Invalid, NotFound
 from orchestra.model.event import Event
+from orchestra.model.local_network import LocalNetwork
 from orchestra.model.node import NodeFacts
 from orchestra.model.paths import NodePaths
 from orchestra.model.service import MountType
@@ -360,6 +362,23 @@ class Engine:
 
     def networks(self) -> Sequence[AssignedNetwork]:
         return self._plumbing.networks()
+
+    def local_networks(self) -> Sequence[LocalNetwork]:
+        return self._plumbing.local_networks()
+
+    async def network_create(self, name: str, wish: NetworkWish) -> LocalNetwork:
+        made = self._plumbing.make_network(name, wish)
+        await self._containers.persist()
+        attributes = {"name": name, "type": "bridge"}
+        self._parts.events.publish("network", "create", made.id, attributes)
+        return made
+
+    async def network_remove(self, network_id: str) -> None:
+        name = self._plumbing.find(network_id).name
+        self._plumbing.remove_network(network_id)
+        await self._containers.persist()
+        attributes = {"name": name, "type": "bridge"}
+        self._parts.events.publish("network", "destroy", network_id, attributes)
 
 
 class _Replay:

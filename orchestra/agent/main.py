@@ -146,7 +146,7 @@ async def _assemble(
     images = NodeImages(paths.images, events, changes.note)
     volumes = Volumes(paths)
     stored = assigned.load(paths.assignment) or _standalone(facts, state)
-    plumbing = Plumbing(fabric, containers, stored.assignment, changes.note)
+    plumbing = Plumbing(fabric, containers, state, stored.assignment, changes.note)
     parts = Parts(containers, runtime, images, volumes, events)
     lifecycle = Lifecycle(paths, containers, runtime, volumes, plumbing, events, nursery)
     reconciler = Reconciler(parts, lifecycle, lambda: plumbing.assignment, changes.note)

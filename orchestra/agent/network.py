@@ -32,9 +32,11 @@ from orchestra.model.fabric import (
     FabricState,
     NameTable,
 )
+from orchestra.model.local_network import LocalNetwork
 
 RANGES = ("10.16.0.0/12", "10.176.0.0/12", "172.24.0.0/14")
 BRIDGE = "bridge"
+LOCAL_NETWORKS = range(240)  # /24s between the bridge's /20 and the end of the second /16
 OWN_ADDRESSES = range(192, 255)  # of a node's block: for containers started on the node itself
 
 
@@ -99,14 +101,33 @@ def fabric_network(network: AssignedNetwork, self_index: int) -> FabricNetwork:
     )
 
 
-def base_state(assignment: Assignment) -> FabricState:
-    """Return the part that does not depend on containers: all that a wire needs to be made."""
+def local_fabric_network(cluster: ClusterNet, made: LocalNetwork) -> FabricNetwork:
+    """Return a network that was made by hand here: a /24 of the second /16, behind the bridge's."""
+    base = ipaddress.IPv4Network(cluster.range).network_address + (1 << 16) + (1 << 12)
+    first = base + (made.index << 8)
+    return FabricNetwork(
+        made.id,
+        made.name,
+        f"{first}/24",
+        str(first + 1),
+        internal=made.internal,
+        local=True,
+        block=f"{first}/24",
+    )
+
+
+def base_state(assignment: Assignment, local: Iterable[LocalNetwork] = ()) -> FabricState:
+    """Return the part that does not depend on containers: all that a wire needs to be made.
+
+    Its networks: the bridge, those made by hand, the cluster's.
+    """
     index = assignment.cluster.self_index
-    networks = tuple(fabric_network(n, index) for n in assignment.networks)
+    made = (local_fabric_network(assignment.cluster, network) for network in local)
+    networks = (fabric_network(n, index) for n in assignment.networks)
     return FabricState(
         assignment.generation,
         assignment.cluster,
-        (bridge_network(assignment.cluster), *networks),
+        (bridge_network(assignment.cluster), *made, *networks),
     )
 
 
@@ -175,7 +196,10 @@ def fabric_state(
         networks=base.networks,
         endpoints=tuple(e for w in wired for e in fabric_endpoints(w)),
         services=tuple(services),
-        ports=(*_assigned_ports(assignment, index, dead), *_own_ports(wired)),
+        ports=(
+            *_assigned_ports(assignment, index, dead),
+            *_own_ports(wired, {n.id for n in base.networks if n.internal}),
+        ),
         names=name_table(base, assignment, wired, nameservers),
     )
 
@@ -282,14 +306,15 @@ def _assigned_ports(
     )
 
 
-def _own_ports(wired: Iterable[Wired]) -> tuple[FabricPort, ...]:
+def _own_ports(wired: Iterable[Wired], internal: Collection[str]) -> tuple[FabricPort, ...]:
+    """Ports of this node's own containers; they answer on the first wire that leads outside."""
     return tuple(
         FabricPort(
             p.protocol,
             p.published,
             p.target,
             p.host_ip,
-            (w.endpoints[0].address,),
+            (_outward(w, internal).address,),
             f"container {w.container.name}",
         )
         for w in wired
@@ -297,6 +322,10 @@ def _own_ports(wired: Iterable[Wired]) -> tuple[FabricPort, ...]:
         for p in w.container.spec.ports
         if p.published
     )
+
+
+def _outward(wired: Wired, internal: Collection[str]) -> Endpoint:
+    return next((e for e in wired.endpoints if e.network not in internal), wired.endpoints[0])
 
 
 def within(address: str, subnet: str) -> bool:

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import random
+import secrets
 import socket
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 import trio
@@ -19,11 +21,14 @@ from attrs import evolve
 from orchestra.agent import network
 from orchestra.agent.containers import Containers, Live
 from orchestra.agent.etc import ResolvConf, parse_resolv_conf
+from orchestra.agent.state import State
+from orchestra.api.engine import NetworkWish
 from orchestra.fabric.fabric import Fabric
 from orchestra.model.assignment import AssignedNetwork, Assignment
 from orchestra.model.container import Container, ContainerSpec, ContainerStatus, Endpoint
-from orchestra.model.errors import Conflict, Failed, Invalid, NotFound
+from orchestra.model.errors import Conflict, Failed, Forbidden, Invalid, NotFound
 from orchestra.model.fabric import FabricNetwork, FabricState, NameTable
+from orchestra.model.local_network import LocalNetwork
 from orchestra.model.service import Port
 
 log = logging.getLogger(__name__)
@@ -40,12 +45,15 @@ class Plumbing:
         self,
         fabric: Fabric,
         containers: Containers,
+        state: State,
         assignment: Assignment,
         reported: Callable[[], None],
     ) -> None:
         self._fabric = fabric
         self._containers = containers
         self._reported = reported
+        self._state = state
+        self._local = {made.id: made for made in state.networks()}
         self._wanted = 0  # counts changes
         self._done = 0  # ... and those that are in the kernel
         self._wake = trio.Event()
@@ -64,7 +72,7 @@ class Plumbing:
     def assign(self, assignment: Assignment) -> None:
         """Take a new assignment; it is applied soon."""
         self.assignment = assignment
-        self._base = network.base_state(assignment)
+        self._base = network.base_state(assignment, self._local.values())
         self.changed()
         self._hurry.set()
 
@@ -133,10 +141,62 @@ class Plumbing:
     # --- networks --------------------------------------------------------------------------
 
     def networks(self) -> Sequence[AssignedNetwork]:
-        """Return the node's own network, `bridge`, then the cluster's."""
-        own = self._base.networks[0]
-        bridge = AssignedNetwork(own.id, own.name, own.subnet, own.gateway)
-        return (bridge, *self.assignment.networks)
+        """Return the node's own networks, `bridge` first, then the cluster's."""
+        own = (
+            AssignedNetwork(n.id, n.name, n.subnet, n.gateway, n.internal)
+            for n in self._base.networks
+            if n.local
+        )
+        return (*own, *self.assignment.networks)
+
+    def local_networks(self) -> Sequence[LocalNetwork]:
+        return tuple(self._local.values())
+
+    def make_network(self, name: str, wish: NetworkWish) -> LocalNetwork:
+        """Make a network of this node. Conflict for a name that is taken."""
+        if name in ("host", "none", *(n.name for n in self._base.networks)):
+            raise Conflict(f"network with name {name} already exists")
+        used = {made.index for made in self._local.values()}
+        index = next((i for i in network.LOCAL_NETWORKS if i not in used), None)
+        if index is None:
+            raise Failed(
+                f"cannot create network {name}: this node has {len(used)} networks already; "
+                "remove some (docker network prune)"
+            )
+        made = LocalNetwork(
+            secrets.token_hex(32),
+            name,
+            index,
+            time.time(),
+            wish.internal,
+            wish.labels,
+            wish.options,
+        )
+        self._keep({**self._local, made.id: made})
+        return made
+
+    def remove_network(self, network_id: str) -> None:
+        """Remove a network of this node. Forbidden where containers are on it, or it is not one
+        that was made by hand."""
+        net = self.find(network_id)
+        if network_id not in self._local:
+            whose = "pre-defined" if net.local else "a stack's: `orchestra down` removes it"
+            raise Forbidden(f"{net.name} is a {whose} network and cannot be removed")
+        if users := [
+            live.container.name
+            for live in self._containers
+            if any(e.network == network_id for e in live.wires or ())
+        ]:
+            raise Forbidden(
+                f"error while removing network: network {net.name} id {net.id} has active "
+                f"endpoints ({', '.join(users)})"
+            )
+        self._keep({i: made for i, made in self._local.items() if i != network_id})
+
+    def _keep(self, local: Mapping[str, LocalNetwork]) -> None:
+        self._state.save_networks(local.values())
+        self._local = dict(local)
+        self.assign(self.assignment)
 
     def find(self, ref: str) -> FabricNetwork:
         """Resolve a network by id or name; NotFound."""

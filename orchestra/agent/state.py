@@ -23,7 +23,10 @@ from attrs import field, frozen
 from orchestra.model.codec import from_json, to_json
 from orchestra.model.container import Container
 from orchestra.model.errors import Failed
+from orchestra.model.local_network import LocalNetwork
 from orchestra.plan.restart import Restarts
+
+_NETWORKS = "local-networks"
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS containers (id TEXT PRIMARY KEY, record TEXT NOT NULL) WITHOUT ROWID;
@@ -84,6 +87,14 @@ class State:
 
     def delete(self, ids: Iterable[str]) -> None:
         self._commit("DELETE FROM containers WHERE id = ?", [(i,) for i in ids])
+
+    def networks(self) -> list[LocalNetwork]:
+        """The networks that were made by hand."""
+        text = self.setting(_NETWORKS) or "[]"
+        return [from_json(LocalNetwork, item, "network") for item in json.loads(text)]
+
+    def save_networks(self, networks: Iterable[LocalNetwork]) -> None:
+        self.set_setting(_NETWORKS, json.dumps([to_json(network) for network in networks]))
 
     def setting(self, key: str) -> str:
         """Return a setting's text, "" where it was never set."""

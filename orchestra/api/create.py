@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestra.api.engine import CreateRequest, EndpointWish
+from orchestra.api.engine import CreateRequest, EndpointWish, NetworkWish
 from orchestra.model.container import ContainerSpec, ExecSpec, Limits
 from orchestra.model.errors import Invalid
 from orchestra.model.service import (
@@ -163,6 +163,33 @@ def exec_spec(body: Mapping[str, Any]) -> ExecSpec:
         console_size=_console(body.get("ConsoleSize")),
         detach_keys=_text(body, "DetachKeys"),
     )
+
+
+def network_wish(body: Mapping[str, Any]) -> tuple[str, NetworkWish]:
+    """Parse the body of a network's creation: its name, and what it shall be."""
+    name, driver = _text(body, "Name"), _text(body, "Driver")
+    if not re.fullmatch(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*", name):
+        raise Invalid(f"invalid network name {name!r}: only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed")
+    if driver not in ("", "default", "bridge"):
+        raise Invalid(
+            f"network driver {driver!r} is not served here: leave it out; networks over several "
+            "nodes come with stacks (`orchestra up`)"
+        )
+    ipam = _object(body, "IPAM")
+    if ipam.get("Config"):
+        raise Invalid("IPAM.Config is not supported: the node chooses the subnet, leave it out")
+    if _text(ipam, "Driver") not in ("", "default"):
+        raise Invalid(f"IPAM.Driver {ipam['Driver']!r} is not supported: leave it out")
+    for key, remedy in (
+        ("EnableIPv6", "networks are IPv4"),
+        ("Ingress", "every published port answers on every node anyway"),
+        ("ConfigOnly", "make the network itself"),
+    ):
+        if body.get(key):
+            raise Invalid(f"{key} is not supported: {remedy}")
+    labels = {str(k): str(v) for k, v in _object(body, "Labels").items()}
+    options = {str(k): str(v) for k, v in _object(body, "Options").items()}
+    return name, NetworkWish(bool(body.get("Internal")), labels, options)
 
 
 def _is_set(value: Any) -> bool:

@@ -25,6 +25,7 @@ from orchestra.model.container import (
     LocalVolume,
 )
 from orchestra.model.event import Event
+from orchestra.model.local_network import LocalNetwork
 from orchestra.model.node import NodeFacts, Observed
 
 
@@ -52,6 +53,15 @@ class EndpointWish:
     aliases: tuple[str, ...] = ()
     address: str = ""
     mac: str = ""
+
+
+@frozen
+class NetworkWish:
+    """What a call says of a network to be made; the node chooses its subnet."""
+
+    internal: bool = False
+    labels: Mapping[str, str] = field(factory=dict)
+    options: Mapping[str, str] = field(factory=dict)
 
 
 @frozen
@@ -249,6 +259,17 @@ class Engine(Protocol):
         ...
 
     def networks(self) -> Sequence[AssignedNetwork]: ...
+    def local_networks(self) -> Sequence[LocalNetwork]:
+        """Those of `networks` that were made by hand."""
+        ...
+
+    async def network_create(self, name: str, wish: NetworkWish) -> LocalNetwork:
+        """Conflict for a name that is taken."""
+        ...
+
+    async def network_remove(self, network_id: str) -> None:
+        """Forbidden where it is in use, or was not made by hand."""
+        ...
 
 
 class Images(Protocol):

@@ -12,10 +12,10 @@ from attrs import frozen
 from orchestra.api import render, render_host, select
 from orchestra.api.answers import answer, nothing, stream
 from orchestra.api.call import Call, Filters, flag
-from orchestra.api.create import NAME
+from orchestra.api.create import NAME, network_wish
 from orchestra.api.engine import Engine
 from orchestra.api.table import Table
-from orchestra.model.errors import Conflict, Invalid, NotFound
+from orchestra.model.errors import Conflict, Forbidden, Invalid, NotFound
 from orchestra.model.event import Event
 from orchestra.model.node import NodeFacts
 from orchestra.wire.jsonlines import json_line
@@ -68,6 +68,8 @@ class HostRoutes:
             ("GET", "/volumes/{name}", self.volume),
             ("DELETE", "/volumes/{name}", self.volume_remove),
             ("POST", "/volumes/prune", self.volume_prune),
+            ("POST", "/networks/create", self.network_create),
+            ("DELETE", "/networks/{name}", self.network_remove),
             ("POST", "/networks/prune", self.network_prune),
             ("GET", "/system/df", self.disk),
         ]
@@ -97,14 +99,16 @@ class HostRoutes:
     async def networks(self, call: Call) -> Response:
         filters = call.filters(select.NETWORK_KEYS)
         used = {e.network for c in self.engine.containers() for e in c.spec.endpoints}
-        values = [render_host.network_value(n) for n in self.engine.networks()]
+        made = {n.id: n for n in self.engine.local_networks()}
+        values = [render_host.network_value(n, made=made.get(n.id)) for n in self.engine.networks()]
         values += map(render_host.predefined_network, PREDEFINED)
         return answer([v for v in values if select.network(v, filters, frozenset(used))])
 
     async def network(self, call: Call) -> Response:
         found = select.one_network(self.engine.networks(), call.name)
         if found is not None:
-            return answer(render_host.network_value(found, self.engine.containers()))
+            made = {n.id: n for n in self.engine.local_networks()}.get(found.id)
+            return answer(render_host.network_value(found, self.engine.containers(), made))
         for name in PREDEFINED:
             value = render_host.predefined_network(name)
             if call.name in (name, value["Id"]):
@@ -158,10 +162,31 @@ class HostRoutes:
             reclaimed += size
         return answer({"VolumesDeleted": gone, "SpaceReclaimed": reclaimed})
 
+    async def network_create(self, call: Call) -> Response:
+        name, wish = network_wish(await call.object())
+        made = await self.engine.network_create(name, wish)
+        return answer({"Id": made.id, "Warning": ""}, 201)
+
+    async def network_remove(self, call: Call) -> Response:
+        found = select.one_network(self.engine.networks(), call.name)
+        if found is None:
+            if call.name in PREDEFINED:
+                raise Forbidden(f"{call.name} is a pre-defined network and cannot be removed")
+            raise NotFound(f"network {call.name} not found")
+        await self.engine.network_remove(found.id)
+        return nothing()
+
     async def network_prune(self, call: Call) -> Response:
-        """Networks come and go with their stacks: there is never an unused one."""
-        call.filters(select.PRUNE_KEYS)
-        return answer({"NetworksDeleted": None})
+        """Networks that were made by hand and have no container, running or not."""
+        filters = call.filters(select.PRUNE_KEYS)
+        used = {e.network for c in self.engine.containers() for e in c.spec.endpoints}
+        gone = []
+        for made in self.engine.local_networks():
+            if made.id in used or select.is_kept(made.created, made.labels, filters, time.time()):
+                continue
+            await self.engine.network_remove(made.id)
+            gone.append(made.name)
+        return answer({"NetworksDeleted": gone or None})
 
     async def disk(self, call: Call) -> Response:
         """What images, containers and volumes take on the disk."""

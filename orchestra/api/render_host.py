@@ -13,6 +13,7 @@ from orchestra.api.words import NEVER, rfc3339, rfc3339_ns
 from orchestra.model.assignment import AssignedNetwork
 from orchestra.model.container import Container, ContainerStatus, Image, ImageConfig, LocalVolume
 from orchestra.model.event import Event
+from orchestra.model.local_network import LocalNetwork
 from orchestra.model.node import NodeFacts
 
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
@@ -135,9 +136,12 @@ def _unix(text: str) -> int:
 
 
 def network_value(
-    network: AssignedNetwork, containers: Sequence[Container] | None = None
+    network: AssignedNetwork,
+    containers: Sequence[Container] | None = None,
+    made: LocalNetwork | None = None,
 ) -> dict[str, Any]:
-    """A network; `containers` (running ones on it) are shown by inspection only."""
+    """A network; `containers` (running ones on it) are shown by inspection only. `made` is what
+    is known besides of one that was made by hand."""
     members = {}
     prefix = network.subnet.partition("/")[2]
     for container in containers or ():
@@ -152,15 +156,18 @@ def network_value(
                 }
     local = network.name == "bridge"
     options = {"com.docker.network.bridge.name": "docker0"} if local else {}
-    return _network(
+    value = _network(
         network.name,
         network.id,
         driver="bridge" if local or not network.blocks else "overlay",
         ipam=[{"Subnet": network.subnet, "Gateway": network.gateway}] if network.subnet else [],
         internal=network.internal,
         members=members,
-        options=options,
+        options=made.options if made else options,
     )
+    if made:
+        value |= {"Created": rfc3339(made.created), "Labels": dict(made.labels)}
+    return value
 
 
 def predefined_network(name: str) -> dict[str, Any]:

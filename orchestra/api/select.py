@@ -255,10 +255,14 @@ def network(value: Mapping[str, object], filters: Filters, used: frozenset[str])
         "scope": lambda v: value["Scope"] == v,
         "type": lambda v: v == ("builtin" if predefined else "custom"),
         "dangling": lambda v: flag(v) == (value["Id"] not in used and not predefined),
-        "label": lambda v: False,  # networks of a node carry none
     }
+    labels = value["Labels"]
+    if not has_labels(labels if isinstance(labels, dict) else {}, filters.get("label", ())):
+        return False
     return all(
-        any(tests[key](item) for item in values) for key, values in filters.items() if values
+        any(tests[key](item) for item in values)
+        for key, values in filters.items()
+        if values and key != "label"
     )
 
 

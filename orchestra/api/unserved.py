@@ -17,7 +17,6 @@ SWARM = ("swarm", "nodes", "services", "tasks", "secrets", "configs")
 BUILD = (
     "images cannot be built yet: build elsewhere, and load the result with `orchestra image load`"
 )
-NETWORK = "networks are made by stacks: declare it in a compose file and `orchestra up`"
 
 ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", "/containers/{name}/attach/ws", "attach over the hijacked connection instead"),
@@ -32,10 +31,8 @@ ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", "/images/search", "there is no registry to search"),
     ("GET", "/distribution/{name}/json", "there is no registry to ask"),
     ("POST", "/auth", "there is no registry to log in to"),
-    ("POST", "/networks/create", NETWORK),
     ("POST", "/networks/{name}/connect", "name all networks when creating the container"),
     ("POST", "/networks/{name}/disconnect", "create the container anew without the network"),
-    ("DELETE", "/networks/{name}", "networks go with their stack: `orchestra down`"),
     ("PUT", "/volumes/{name}", "cluster volumes belong to Swarm"),
 )
 

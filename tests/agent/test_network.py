@@ -33,6 +33,7 @@ from orchestra.model.container import (
     Health,
     HealthStatus,
 )
+from orchestra.model.local_network import LocalNetwork
 from orchestra.model.service import Port
 
 SPEC = ContainerSpec(image="busybox", image_id="sha256:0", args=("true",))
@@ -178,3 +179,16 @@ def test_no_address_is_given_twice_and_a_full_block_gives_none():
     bridge = bridge_network(CLUSTER)
     assert (bridge.subnet, bridge.gateway) == ("10.17.0.0/20", "10.17.0.1")
     assert free_address(bridge, ()) == "10.17.0.2"
+
+
+def test_a_published_port_answers_on_a_wire_that_leads_outside():
+    inner = LocalNetwork("in", "inner", 0, 1.0, internal=True)
+    outer = LocalNetwork("out", "outer", 1, 1.0)
+    base = base_state(ASSIGNMENT, (inner, outer))
+    assert [n.subnet for n in base.networks[1:3]] == ["10.17.16.0/24", "10.17.17.0/24"]
+    endpoints = (Endpoint("in", "inner", "10.17.16.2"), Endpoint("out", "outer", "10.17.17.2"))
+    spec = evolve(SPEC, ports=(Port(80, 8080),))
+    container = Container("c" * 64, "own", 1.0, spec, ContainerStatus.RUNNING)
+    state = fabric_state(base, ASSIGNMENT, [Wired(container, endpoints)])
+    (port,) = [p for p in state.ports if p.port == 8080 and "own" in p.label]
+    assert port.targets == ("10.17.17.2",)

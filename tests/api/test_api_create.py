@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestra.api.create import REFUSED, create_request, exec_spec
+from orchestra.api.create import REFUSED, create_request, exec_spec, network_wish
 from orchestra.api.engine import EndpointWish
 from orchestra.model.container import Limits
 from orchestra.model.errors import Invalid
@@ -218,6 +219,23 @@ def test_a_host_port_that_is_none_is_refused(text: str) -> None:
     body = {**UNSET, "HostConfig": {"PortBindings": {"80/tcp": [{"HostPort": text}]}}}
     with pytest.raises(Invalid, match="invalid port specification"):
         create_request("", body)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"Name": ""}, "invalid network name ''"),
+        ({"Name": "../x"}, "invalid network name"),
+        ({"Name": "n", "Driver": "overlay"}, "network driver 'overlay' is not served here"),
+        ({"Name": "n", "IPAM": {"Config": [{"Subnet": "10.0.0.0/8"}]}}, "IPAM.Config is not"),
+        ({"Name": "n", "IPAM": {"Driver": "x"}}, "IPAM.Driver 'x' is not supported"),
+        ({"Name": "n", "EnableIPv6": True}, "EnableIPv6 is not supported"),
+        ({"Name": "n", "Labels": []}, "Labels: expected an object"),
+    ],
+)
+def test_a_network_that_cannot_be_made_is_refused_by_key(body: Any, message: str) -> None:
+    with pytest.raises(Invalid, match=re.escape(message)):
+        network_wish(body)
 
 
 def test_an_exec_needs_a_command() -> None:

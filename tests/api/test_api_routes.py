@@ -14,7 +14,14 @@ import trio.testing
 
 from orchestra.api.client import EngineClient, NodeClient
 from orchestra.model.container import ContainerStatus
-from orchestra.model.errors import Conflict, Failed, Invalid, NotFound, Unavailable
+from orchestra.model.errors import (
+    Conflict,
+    Failed,
+    Forbidden,
+    Invalid,
+    NotFound,
+    Unavailable,
+)
 from orchestra.wire.frames import frames
 
 from .conftest import Served, served
@@ -413,8 +420,8 @@ def test_volumes_and_networks() -> None:
         names = [n["Name"] for n in await client.json("GET", "/networks")]
         assert names == ["bridge", "host", "none"]
         assert (await client.json("GET", "/networks/bbb"))["Name"] == "bridge"
-        with pytest.raises(Failed, match="compose file"):
-            await client.json("POST", "/networks/create", value={"Name": "x"})
+        with pytest.raises(Failed, match="when creating the container"):
+            await client.json("POST", "/networks/bridge/connect", value={"Container": "x"})
 
     run(test)
 
@@ -542,8 +549,10 @@ def test_a_prune_takes_what_is_not_used_and_not_kept_by_a_filter() -> None:
         query = {"filters": json.dumps({"all": ["true"]})}
         done = await client.json("POST", "/volumes/prune", query=query)
         assert done == {"VolumesDeleted": ["named"], "SpaceReclaimed": 50}
+        await client.json("POST", "/networks/create", value={"Name": "idle"})
         done = await client.json("POST", "/networks/prune")
-        assert done == {"NetworksDeleted": None}
+        assert done == {"NetworksDeleted": ["idle"]}
+        assert await client.json("POST", "/networks/prune") == {"NetworksDeleted": None}
         done = await client.json("POST", "/images/prune")
         assert done == {"ImagesDeleted": None, "SpaceReclaimed": 0}
 
@@ -576,5 +585,35 @@ def test_files_travel_as_tar_with_a_head_that_says_what_they_are() -> None:
             await client.json("GET", "/containers/box/archive", query={"path": "/no"})
         with pytest.raises(Invalid, match="path is empty"):
             await client.json("GET", "/containers/box/archive")
+
+    run(test)
+
+
+def test_networks_are_made_listed_and_removed_by_hand() -> None:
+    async def test(toy: Served, client: EngineClient) -> None:
+        value = {
+            "Name": "mine",
+            "Driver": "bridge",
+            "Internal": True,
+            "Labels": {"a": "b"},
+            "IPAM": {"Driver": "default", "Config": []},
+            "EnableIPv6": False,
+            "CheckDuplicate": True,
+        }
+        made = await client.json("POST", "/networks/create", value=value)
+        assert made["Warning"] == ""
+        seen = await client.json("GET", "/networks/mine")
+        assert (seen["Id"], seen["Driver"], seen["Internal"]) == (made["Id"], "bridge", True)
+        assert seen["Labels"] == {"a": "b"} and seen["Created"] == "1970-01-01T00:00:01Z"
+        for label, names in (("a=b", ["mine"]), ("a=c", [])):
+            query = {"filters": json.dumps({"label": [label]})}
+            found = await client.json("GET", "/networks", query=query)
+            assert [n["Name"] for n in found] == names
+        await client.json("DELETE", "/networks/mine")
+        with pytest.raises(NotFound, match="network mine not found"):
+            await client.json("GET", "/networks/mine")
+        for name in ("bridge", "host"):
+            with pytest.raises(Forbidden, match="pre-defined network and cannot be removed"):
+                await client.json("DELETE", f"/networks/{name}")
 
     run(test)

@@ -21,6 +21,7 @@ from orchestra.api.engine import (
     CreateRequest,
     LogLine,
     LogOptions,
+    NetworkWish,
     PathStat,
     Traffic,
     Usage,
@@ -37,8 +38,9 @@ from orchestra.model.container import (
     ImageConfig,
     LocalVolume,
 )
-from orchestra.model.errors import Conflict, Invalid, NotFound, StartFailed
+from orchestra.model.errors import Conflict, Forbidden, Invalid, NotFound, StartFailed
 from orchestra.model.event import Event
+from orchestra.model.local_network import LocalNetwork
 from orchestra.model.node import NodeFacts, Observed
 
 FACTS = NodeFacts(
@@ -273,6 +275,7 @@ class ToyEngine:
         self.happened = trio.Event()
         self.resized: list[tuple[str, int, int]] = []
         self.samples = 0
+        self.made: dict[str, LocalNetwork] = {}
         self.files = {"/etc/motd": b"hello", "/": b"", "/.": b"everything"}
         self.unpacked: list[tuple[str, bool, bool]] = []
 
@@ -553,8 +556,31 @@ class ToyEngine:
         self.volume(name)
         del self.local_volumes[name]
 
+    def local_networks(self) -> Sequence[LocalNetwork]:
+        return tuple(self.made.values())
+
+    async def network_create(self, name: str, wish: NetworkWish) -> LocalNetwork:
+        made = LocalNetwork(
+            hashlib.sha256(name.encode()).hexdigest(),
+            name,
+            0,
+            1.0,
+            wish.internal,
+            wish.labels,
+            wish.options,
+        )
+        self.made[made.id] = made
+        return made
+
+    async def network_remove(self, network_id: str) -> None:
+        if network_id not in self.made:
+            raise Forbidden("bridge is a pre-defined network and cannot be removed")
+        del self.made[network_id]
+
     def networks(self) -> Sequence[AssignedNetwork]:
-        return [BRIDGE]
+        made = (AssignedNetwork(n.id, n.name, "10.17.16.0/24", "", n.internal) for n in
+                self.made.values())  # fmt: skip
+        return [BRIDGE, *made]
 
 
 class ToyNode:

@@ -16,7 +16,7 @@ from typing import Any
 MODULES = {
     "engine": ("bench.engine",),
     "images": ("bench.images",),
-    "cluster": ("bench.cluster", "bench.fabric"),
+    "cluster": ("bench.cluster", "bench.fabric", "bench.commands"),
     "compose": ("bench.compose",),
 }
 OUT = Path("build/bench.json")

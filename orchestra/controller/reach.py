@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Coroutine
+import signal
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 import trio
@@ -42,18 +44,40 @@ def ssh_target(node: InventoryNode) -> SshTarget:
 
 
 def run_with_ssh(work: Coroutine[Any, Any, T]) -> T:
-    """Run `work` in an event loop of its own, with SSH; of several failures the first of ours."""
+    """Run `work` in an event loop of its own, with SSH; of several failures the first of ours.
 
-    async def main() -> T:
-        async with ssh_loop():
-            return await work
+    SIGINT and SIGTERM cancel it, so that it can undo what it began, and then are KeyboardInterrupt;
+    the second one ends the process at once. (Python's own KeyboardInterrupt would come up in the
+    middle of an asyncio callback, after which its loop never ends.)
+    """
+    done: list[T] = []
+
+    async def main() -> None:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with trio.open_nursery() as nursery:
+                scope = trio.CancelScope()
+                nursery.start_soon(_cancel_at_signal, signals, scope)
+                with scope:
+                    async with ssh_loop():
+                        done.append(await work)
+                nursery.cancel_scope.cancel()
 
     try:
-        return trio.run(main)
+        trio.run(main)
     except BaseExceptionGroup as group:
         raise first_of_ours(group) from None
     finally:
         work.close()  # where the loop itself could not start
+    if not done:
+        raise KeyboardInterrupt
+    return done[0]
+
+
+async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        if scope.cancel_called:
+            os._exit(130)
+        scope.cancel()
 
 
 def first_of_ours(error: BaseException) -> BaseException:

@@ -19,7 +19,9 @@ def test_ls_lists_the_hosts_and_how_they_are(bare: LabUser) -> None:
         {"lab": bare.name, "node": "node2", "address": "10.77.0.2", "state": "on"},
     ]
     assert bare.name in bare("lab", "ls", "-q").stdout.split()
-    assert f"{bare.name}   node1   10.77.0.1   on" in bare("lab", "ls").stdout
+    lines = [line.split() for line in bare("lab", "ls").stdout.splitlines()]
+    assert lines[0] == ["LAB", "NODE", "ADDRESS", "STATE"]
+    assert [bare.name, "node1", "10.77.0.1", "on"] in lines
 
 
 def test_a_host_is_a_machine_of_its_own(bare: LabUser) -> None:

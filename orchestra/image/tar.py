@@ -185,11 +185,7 @@ class TarReader:
         linkname, xattrs = "", {}
         if kind in (Kind.HARDLINK, Kind.SYMLINK):
             linkname = pax.get("linkpath") or os.fsdecode(header[157:257].split(b"\0", 1)[0])
-        mode, uid, gid = (
-            _number(header[100:108]),
-            _number(header[108:116]),
-            _number(header[116:124]),
-        )
+        mode, uid, gid = map(_number, (header[100:108], header[108:116], header[116:124]))
         mtime = _number(header[136:148]) * _SECOND
         if pax:
             size = _decimal(pax["size"]) if "size" in pax else size
@@ -284,9 +280,9 @@ def _verify_checksum(block: bytes) -> None:
         said = _number(block[148:156])
     except Invalid:
         said = -1
-    rest = block[:148] + block[156:]
-    if said == sum(rest) + 256:
+    if said == sum(block) - sum(block[148:156]) + 256:
         return
+    rest = block[:148] + block[156:]
     if said == sum(byte - 256 if byte > 127 else byte for byte in rest) + 256:
         return  # signed bytes, as some old writers summed
     raise Invalid("a tar header's checksum is wrong: the archive is damaged or is no tar archive")
@@ -294,13 +290,16 @@ def _verify_checksum(block: bytes) -> None:
 
 def _number(text: bytes) -> int:
     """An octal number, or GNU's base-256 for what octal cannot hold."""
+    try:
+        return int(text.rstrip(b" \0"), 8)
+    except ValueError:
+        pass
     if text[0] & 0x80:
         value = int.from_bytes(text, "big") & ((1 << (8 * len(text) - 1)) - 1)
         return value - (1 << (8 * len(text) - 1)) if text[0] & 0x40 else value
-    try:
-        return int(text.strip(b" \0") or b"0", 8)
-    except ValueError:
-        raise Invalid(f"{text!r} in a tar header is no octal number") from None
+    if not text.strip(b" \0"):
+        return 0
+    raise Invalid(f"{text!r} in a tar header is no octal number")
 
 
 def _decimal(text: str) -> int:

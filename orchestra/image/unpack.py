@@ -105,15 +105,19 @@ class _Tree:
 
     def _leave(self) -> None:
         fd = self._fds.pop()
-        with _closing(fd):
+        try:
             mtime = self._mtimes.get(tuple(self._path))
             if mtime is not None:
                 os.utime(fd, ns=(mtime, mtime))
+        finally:
+            os.close(fd)
         if self._path:
             self._path.pop()
 
-    def _enter(self, parents: Sequence[str]) -> int:
+    def _enter(self, parents: list[str]) -> int:
         """A descriptor of the directory `parents`, made where it is missing."""
+        if parents == self._path:
+            return self._fds[-1]
         shared = 0
         for ours, theirs in zip(self._path, parents):
             if ours != theirs:
@@ -289,7 +293,7 @@ def _closing(fd: int) -> Iterator[int]:
 
 def _components(name: str, depth: int) -> tuple[str, ...]:
     """The path's parts beneath the root; a leading slash means the root. Refuses to go up."""
-    parts = tuple(part for part in name.split("/") if part not in ("", "."))
+    parts = tuple([part for part in name.split("/") if part and part != "."])
     if ".." in parts:
         raise Invalid(f"entry {name!r:.300} leaves the layer with '..'; refused")
     if len(parts) > depth:

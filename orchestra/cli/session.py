@@ -170,34 +170,43 @@ def _command(cluster: Context, ready: int) -> list[str]:
 
 def stop(cluster: Context, patience: float = 10.0) -> bool:
     """End the cluster's session if one runs, for example because its controller moved."""
+    path = socket_path(cluster)
     with _alone(cluster):
-        pid = _running(cluster)
-        if pid is not None:
-            _end(pid, patience)
-        path = socket_path(cluster)
+        there = _end(f"{path}.pid", patience)
         for name in (path, f"{path}.pid", log_path(cluster), path.removesuffix("sock") + "lock"):
             with suppress(FileNotFoundError):
                 os.unlink(name)
     with suppress(OSError):
         os.rmdir(_run_directory())  # stays while another session is in it
-    return pid is not None
+    return there
 
 
-def _running(cluster: Context) -> int | None:
-    path = socket_path(cluster)
+def _end(mark: str, patience: float) -> bool:
+    """End the process that holds the file with its pid locked; False where nobody does."""
     try:
-        _dial(path).close()
-        with open(f"{path}.pid") as file:
-            return int(file.read())
-    except (FileNotFoundError, ConnectionRefusedError):
-        return None
-
-
-def _end(pid: int, patience: float) -> None:
-    deadline = time.monotonic() + patience
-    with suppress(ProcessLookupError):
+        handle = os.open(mark, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        if _unlocked(handle):
+            return False
+        pid = int(os.read(handle, 20))
         os.kill(pid, signal.SIGTERM)
-        while time.monotonic() < deadline:
-            os.kill(pid, 0)
+        deadline = time.monotonic() + patience
+        while not _unlocked(handle):
+            if time.monotonic() > deadline:
+                os.kill(pid, signal.SIGKILL)
             time.sleep(0.01)
-        os.kill(pid, signal.SIGKILL)
+        return True
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(handle)
+
+
+def _unlocked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -8,6 +8,7 @@ of the user and ends by itself after a while without requests. `orchestra.cli.se
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import signal
@@ -55,8 +56,10 @@ def main(argv: Sequence[str]) -> int:
         tell("ready")
 
     os.umask(0o077)
-    with open(f"{options.socket}.pid", "w") as file:
-        file.write(str(os.getpid()))
+    mark = open(f"{options.socket}.pid", "w")  # noqa: SIM115 - held until the process is gone
+    fcntl.flock(mark, fcntl.LOCK_EX)
+    mark.write(str(os.getpid()))
+    mark.flush()
     try:
         trio.run(_until_signalled, options, ready)
     except BaseException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import signal
 import subprocess
 from collections.abc import Iterator
 
@@ -136,6 +137,17 @@ def test_an_agent_that_does_not_start(plain: LabUser) -> None:
         holder.wait()
     assert "the agent keeps ending" in said
     assert "another agent serves /run/orchestra already" in said
+
+
+def test_an_addition_that_is_interrupted(plain: LabUser) -> None:
+    words = plain.command(*plain.wired(*add(plain, "node1", *trusted(plain))))
+    process = subprocess.Popen(words, env=plain.environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert any("installing agent" in line for line in process.stderr)
+    process.send_signal(signal.SIGINT)
+    with process.stderr:
+        process.stderr.read()
+    assert process.wait(100) == 130
 
 
 def on_a_terminal(user: LabUser, answer: str, *words: str) -> tuple[str, int]:

@@ -338,7 +338,12 @@ class RegistryServer:
 
     async def _open(self, origin: Origin) -> trio.abc.Stream:
         with trio.fail_after(CONNECT):
-            plain = await trio.open_tcp_stream(origin.host, origin.port)
+            try:
+                plain = await trio.open_tcp_stream(origin.host, origin.port)
+            except OSError as error:
+                if self._endpoint.is_mirror:  # there is another server to ask: no second try
+                    raise self._unavailable(error) from None
+                raise
             if origin.scheme == "http":
                 return plain
             try:

@@ -77,6 +77,8 @@ def parse_origin(url: str) -> tuple[Origin, str]:
     if parts.scheme not in _PORTS or not parts.hostname or parts.username is not None:
         raise Invalid(f"{url!r:.300} is no URL of a registry: write https://HOST[:PORT]")
     rest = parts.path + (f"?{parts.query}" if parts.query else "")
+    if not rest.isascii() or not rest.isprintable() or " " in rest:
+        raise Invalid(f"{url!r:.300} is no URL: it has letters that a URL spells with %")
     return Origin(parts.scheme, parts.hostname, port or _PORTS[parts.scheme]), rest
 
 

@@ -403,4 +403,4 @@ async def _error_text(answer: Answer) -> str:
         parts = [f"{e.get('code', '')} {e.get('message', '')}".strip() for e in document["errors"]]
     except (BodyTooLarge, ValueError, KeyError, TypeError, AttributeError):
         return ""
-    return "; ".join(parts)[:500]
+    return "".join(letter for letter in "; ".join(parts)[:500] if letter.isprintable())

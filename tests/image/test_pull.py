@@ -381,6 +381,12 @@ def test_redirects_within_a_server_and_in_circles(server: RegistryForTests, plac
         place.pull(f"{server.host}/a:1")
 
 
+def test_a_redirect_to_what_is_no_url_is_refused(server: RegistryForTests, place: Place) -> None:
+    held(server)
+    server.redirect = lambda path: f"{server.url}/a b"
+    refused(place, f"{server.host}/a:1", Invalid, "is no URL: it has letters")
+
+
 def test_credentials_are_for_their_own_server(
     server: RegistryForTests, other: RegistryForTests, place: Place
 ) -> None:

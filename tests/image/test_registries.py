@@ -65,6 +65,7 @@ def test_an_absent_configuration_is_an_empty_one(tmp_path: Path) -> None:
         ('{"a": {"mirrors": ["x:5000"]}}', "a: 'x:5000' is no URL of a registry"),
         ('{"a": {"url": "https://me:pw@x"}}', "is no URL of a registry"),
         ('{"a": {"url": "https://x:99999"}}', "is no URL: "),
+        ('{"a": {"url": "https://x/a b"}}', "is no URL: it has letters"),
     ],
 )
 def test_a_wrong_configuration_is_refused_by_name(

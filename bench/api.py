@@ -70,13 +70,27 @@ class Api:
 
     def _content(self, head: bytes) -> bytes:
         lower = head.lower()
+        if b"transfer-encoding: chunked" in lower:
+            content = b""
+            while size := int(self._until(b"\r\n"), 16):
+                content += self._exactly(size + 2)[:-2]
+            self._until(b"\r\n")
+            return content
         if b"content-length: " not in lower:
             return b""
-        size = int(lower.split(b"content-length: ")[1].split(b"\r\n")[0])
+        return self._exactly(int(lower.split(b"content-length: ")[1].split(b"\r\n")[0]))
+
+    def _exactly(self, size: int) -> bytes:
         while len(self._data) < size:
             self._data += self._socket.recv(65536)
         content, self._data = self._data[:size], self._data[size:]
         return content
+
+    def _until(self, end: bytes) -> bytes:
+        while end not in self._data:
+            self._data += self._socket.recv(65536)
+        found, _, self._data = self._data.partition(end)
+        return found
 
 
 def _request(method: str, path: str, body: Any = None, headers: str = "") -> bytes:

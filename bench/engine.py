@@ -1,9 +1,9 @@
-"""One node's engine through its HTTP API, beside crun and runc (and dockerd's memory) in one run.
+"""One node's engine through its HTTP API, beside dockerd through the same, crun and runc.
 
 The agent runs on a scratch host: namespaces of its own on this machine, as in the agent's tests.
 A start counts from the first byte of POST create to the first byte that the program wrote: create,
-attach, start, with the bridge network, seccomp and cgroups that every container gets. The peers
-count from fork of `crun run` to the same byte, without any network. Rounds alternate.
+attach, start, with the bridge network, seccomp and cgroups that every container gets. crun and
+runc count from fork of `run` to the same byte, without any network. Rounds alternate.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from bench.api import Api
+from bench.dockerd import PROGRAMS, Dockerd, dockerd
 from bench.peers import RUNTIMES, Peers, favour, remove_cgroups
 from orchestra.model.paths import NodePaths
 from tests.agent.host import Host
 
-PACKAGES = {"crun": "crun", "runc": "runc"}
+PACKAGES = {"crun": "crun", "runc": "runc", "dockerd": "docker.io"}
 MANY, AT_ONCE = 100, 8
 LOG_BYTES = 1 << 30
+SLEEPER = {"Image": "busybox", "Cmd": ["sleep", "1000"]}
 _SETTLE = 0.2  # seconds of quiet before memory is read
 _REST = 0.06  # seconds between two latencies, on every side
 
@@ -35,12 +37,12 @@ def measure(rounds: int) -> list[dict[str, Any]]:
     for program, package in PACKAGES.items():
         if not shutil.which(program):
             raise SystemExit(f"bench: {program} is the peer here: apt-get install {package}")
-    with _host() as host, _peers(host) as peers:
+    with _host() as host, _peers(host) as peers, dockerd() as docker:
         return [
-            *_memory(host),
-            *_starts(host, peers, rounds),
-            *_execs(host, peers, rounds),
-            *_many(host, peers),
+            *_memory(host, docker),
+            *_starts(host, docker, peers, rounds),
+            *_execs(host, docker, peers, rounds),
+            *_many(host, docker),
             *_log(host, max(3, min(5, rounds // 6))),
         ]
 
@@ -90,31 +92,49 @@ def _peers(host: Host) -> Iterator[Peers]:
 # --- start and exec ------------------------------------------------------------------------------
 
 
-def _starts(host: Host, peers: Peers, rounds: int) -> list[dict[str, Any]]:
+def _starts(host: Host, docker: Dockerd, peers: Peers, rounds: int) -> list[dict[str, Any]]:
     words = ("/bin/echo", "hi")
     peers.configure(*words)
-    ours: list[float] = []
-    theirs: dict[str, list[float]] = {runtime: [] for runtime in RUNTIMES}
-    with Api(host.socket) as api:
-        for number in range(-3, rounds):  # the first warm caches on every side
-            took = _rested(lambda: _first_byte_of_a_start(api, words))
-            name = f"peer{number}"
-            times = {r: _rested(lambda r=r, n=name: peers.ask("run", r, n)) for r in RUNTIMES}
-            if number >= 0:
-                ours.append(took)
-                for runtime, seconds in times.items():
-                    theirs[runtime].append(seconds)
+    with Api(host.socket) as ours, Api(docker.socket) as theirs:
+        medians = _alternate(
+            rounds,
+            {
+                "ours": lambda number: _first_byte_of_a_start(ours, words),
+                "dockerd": lambda number: _first_byte_of_a_start(theirs, words),
+                "crun run, no network": lambda n: peers.ask("run", "crun", f"peer{n}"),
+                "runc run, no network": lambda n: peers.ask("run", "runc", f"peer{n}"),
+            },
+        )
         alone = sorted(
-            _rested(lambda: _first_byte_of_a_start(api, words)) for _ in range(rounds * 4)
+            _rested(lambda: _first_byte_of_a_start(ours, words)) for _ in range(rounds * 4)
         )
     name = "create + start to the first byte, {}"
-    rows = [
-        _row(name.format("p50"), "ms", _p50(ours), 10.0, peer=f"{runtime} run, no network",
-             value=_p50(times))
-        for runtime, times in theirs.items()
-    ]  # fmt: skip
     p99 = alone[int(len(alone) * 0.99)] * 1000
-    return [*rows, _row(name.format("p99 of a series of our own"), "ms", p99, 30.0)]
+    return [
+        *_beside(name.format("p50"), medians, 10.0),
+        _row(name.format("p99 of a series of our own"), "ms", p99, 30.0),
+    ]
+
+
+def _alternate(rounds: int, contenders: Mapping[str, Callable[[int], float]]) -> dict[str, float]:
+    """Median milliseconds of each; the first three rounds only warm the caches of every side."""
+    series: dict[str, list[float]] = {name: [] for name in contenders}
+    for number in range(-3, rounds):
+        for name, work in contenders.items():
+            seconds = _rested(lambda work=work, n=number: work(n))
+            if number >= 0:
+                series[name].append(seconds)
+    return {name: statistics.median(seconds) * 1000 for name, seconds in series.items()}
+
+
+def _beside(name: str, medians: Mapping[str, float], budget: float) -> list[dict[str, Any]]:
+    """A row for each peer."""
+    ours = medians["ours"]
+    return [
+        _row(name, "ms", ours, budget, peer=peer, value=value)
+        for peer, value in medians.items()
+        if peer != "ours"
+    ]
 
 
 def _rested(work: Callable[[], float]) -> float:
@@ -141,32 +161,34 @@ def _first_byte_of_a_start(api: Api, words: tuple[str, ...]) -> float:
     return took
 
 
-def _execs(host: Host, peers: Peers, rounds: int) -> list[dict[str, Any]]:
+def _execs(host: Host, docker: Dockerd, peers: Peers, rounds: int) -> list[dict[str, Any]]:
     words = ("/bin/echo", "hi")
-    target = host.run_container("sleep", "1000", name="target")
     peers.configure("/bin/sleep", "1000")
-    ours: list[float] = []
-    theirs: dict[str, list[float]] = {runtime: [] for runtime in RUNTIMES}
     for runtime in RUNTIMES:
         peers.ask("start", runtime, f"{runtime}target")
-    with Api(host.socket) as api:
-        for number in range(-3, rounds):
-            took = _rested(lambda: _first_byte_of_an_exec(api, target, words))
-            times = {
-                r: _rested(lambda r=r: peers.ask("exec", r, f"{r}target", *words)) for r in RUNTIMES
-            }
-            if number >= 0:
-                ours.append(took)
-                for runtime, seconds in times.items():
-                    theirs[runtime].append(seconds)
+    with Api(host.socket) as ours, Api(docker.socket) as theirs:
+        target, other = _sleeper(ours), _sleeper(theirs)
+        medians = _alternate(
+            rounds,
+            {
+                "ours": lambda number: _first_byte_of_an_exec(ours, target, words),
+                "dockerd": lambda number: _first_byte_of_an_exec(theirs, other, words),
+                "crun exec": lambda number: peers.ask("exec", "crun", "cruntarget", *words),
+                "runc exec": lambda number: peers.ask("exec", "runc", "runctarget", *words),
+            },
+        )
+        ours.call("DELETE", f"/containers/{target}?force=1")
+        theirs.call("DELETE", f"/containers/{other}?force=1")
     for runtime in RUNTIMES:
         peers.ask("delete", runtime, f"{runtime}target")
-    host.ok("DELETE", "/containers/target?force=1")
-    return [
-        _row("exec through the API to the first byte, p50", "ms", _p50(ours), 6.0,
-             peer=f"{runtime} exec", value=_p50(times))
-        for runtime, times in theirs.items()
-    ]  # fmt: skip
+    return _beside("exec to the first byte, p50", medians, 6.0)
+
+
+def _sleeper(api: Api) -> str:
+    """A container that stays."""
+    made: str = api.call("POST", "/containers/create", SLEEPER)["Id"]
+    api.call("POST", f"/containers/{made}/start")
+    return made
 
 
 def _first_byte_of_an_exec(api: Api, target: str, words: tuple[str, ...]) -> float:
@@ -183,94 +205,100 @@ def _first_byte_of_an_exec(api: Api, target: str, words: tuple[str, ...]) -> flo
     return took
 
 
-def _p50(seconds: list[float]) -> float:
-    return statistics.median(seconds) * 1000
-
-
 # --- many at once, and what each of them costs ---------------------------------------------------
 
 
-def _many(host: Host, peers: Peers) -> list[dict[str, Any]]:
-    """`AT_ONCE` connections of one client start `MANY` containers; then the same with crun."""
+def _many(host: Host, docker: Dockerd) -> list[dict[str, Any]]:
+    """`AT_ONCE` connections of one client start `MANY` containers, here and with dockerd."""
     before = _pss_of_ours(host)
-    begun = time.perf_counter()
-    _at_once(lambda numbers: _run_each(host, numbers))
-    ours = time.perf_counter() - begun
+    ours = _at_once(host.socket)
     time.sleep(_SETTLE)
     each = (_pss_of_ours(host) - before) / MANY
-    begun = time.perf_counter()
+    theirs = _at_once(docker.socket)
+    listed, other = _listed(host.socket), _listed(docker.socket)
     with Api(host.socket) as api:
-        rows = api.call("GET", "/containers/json")
-    listed = time.perf_counter() - begun
-    if len(rows) != MANY:
-        raise RuntimeError(f"{len(rows)} of {MANY} containers run")
-    _at_once(lambda numbers: _remove_each(host, [rows[n]["Id"] for n in numbers]))
+        for row in api.call("GET", "/containers/json"):
+            api.call("DELETE", f"/containers/{row['Id']}?force=1")
     return [
-        _row(f"{MANY} containers started, {AT_ONCE} at a time", "s", ours, 2.0),
-        _row(f"list of {MANY} running containers", "ms", listed * 1000),
+        _row(f"{MANY} containers started, {AT_ONCE} at a time", "s", ours, 2.0,
+             peer="dockerd", value=theirs),
+        _row(f"list of {MANY} running containers", "ms", listed, peer="dockerd", value=other),
         _row("memory per running container beyond its processes", "KiB", each, 100.0),
-    ]
+    ]  # fmt: skip
 
 
-def _at_once(work: Any) -> None:
+def _listed(path: str) -> float:
+    """Median milliseconds of a list, which has them all."""
+    seconds = []
+    with Api(path) as api:
+        for _ in range(5):
+            begun = time.perf_counter()
+            rows = api.call("GET", "/containers/json")
+            seconds.append(time.perf_counter() - begun)
+            if len(rows) != MANY:
+                raise RuntimeError(f"{len(rows)} of {MANY} containers run")
+    return statistics.median(seconds) * 1000
+
+
+def _at_once(path: str) -> float:
+    """Seconds until all of them run."""
     errors: list[BaseException] = []
 
-    def guarded(numbers: range) -> None:
+    def start(count: int) -> None:
         try:
-            work(numbers)
+            with Api(path) as api:
+                for _ in range(count):
+                    _sleeper(api)
         except BaseException as error:
             errors.append(error)
 
-    threads = [
-        threading.Thread(target=guarded, args=(range(first, MANY, AT_ONCE),))
-        for first in range(AT_ONCE)
-    ]
+    counts = [len(range(first, MANY, AT_ONCE)) for first in range(AT_ONCE)]
+    threads = [threading.Thread(target=start, args=(count,)) for count in counts]
+    begun = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     if errors:
         raise errors[0]
-
-
-def _run_each(host: Host, numbers: range) -> None:
-    body = {"Image": "busybox", "Cmd": ["sleep", "1000"]}
-    with Api(host.socket) as api:
-        for _ in numbers:
-            made = api.call("POST", "/containers/create", body)["Id"]
-            api.call("POST", f"/containers/{made}/start")
-
-
-def _remove_each(host: Host, ids: list[str]) -> None:
-    with Api(host.socket) as api:
-        for container in ids:
-            api.call("DELETE", f"/containers/{container}?force=1")
+    return time.perf_counter() - begun
 
 
 # --- memory --------------------------------------------------------------------------------------
 
 
-def _memory(host: Host) -> list[dict[str, Any]]:
+def _memory(host: Host, docker: Dockerd) -> list[dict[str, Any]]:
     time.sleep(_SETTLE)
     return [
-        _row("agent, shim, keeper and resolver idle, PSS", "MB", _pss_of_ours(host) / 1024, 60.0)
-    ]
+        _row("agent, shim, keeper and resolver idle, PSS", "MB", _pss_of_ours(host) / 1024, 60.0,
+             peer="dockerd, containerd", value=_pss(docker.host, PROGRAMS) / 1024)
+    ]  # fmt: skip
+
+
+OURS = (
+    "orchestra.agent.main",
+    "orchestra.runtime.shim",
+    "orchestra.runtime.keeper",
+    "orchestra.fabric.resolver",
+)
 
 
 def _pss_of_ours(host: Host) -> float:
-    """KiB of the proportional set size of a node's own processes (proc(5))."""
+    return _pss(host, OURS)
+
+
+def _pss(host: Host, programs: Sequence[str]) -> float:
+    """KiB of the proportional set size of processes, by a word of their command line (proc(5))."""
     found = subprocess.run(
         host.enter("ps", "-eo", "pid,args"), capture_output=True, text=True, check=True
     ).stdout
-    words = (
-        "orchestra.agent.main",
-        "orchestra.runtime.shim",
-        "orchestra.runtime.keeper",
-        "orchestra.fabric.resolver",
-    )
-    pids = [line.split()[0] for line in found.splitlines() if any(w in line for w in words)]
-    if len(pids) != len(words):
-        raise RuntimeError(f"expected one of each of {words}, found {len(pids)}:\n{found}")
+    pids = [
+        line.split()[0]
+        for line in found.splitlines()
+        if any(word in line for word in programs) and "-shim-" not in line
+    ]
+    if len(pids) != len(programs):
+        raise RuntimeError(f"expected {', '.join(programs)}, found {len(pids)}:\n{found}")
     total = 0.0
     for pid in pids:
         rollup = subprocess.run(

@@ -47,7 +47,7 @@ from orchestra.model.event import Event
 from orchestra.model.node import Availability, InventoryNode
 from orchestra.model.service import Stack
 from orchestra.plan.check import check_stack
-from orchestra.plan.enact import absorb, enact, release
+from orchestra.plan.enact import absorb, done, enact, release
 from orchestra.plan.forecast import forecast
 from orchestra.plan.reconcile import reconcile
 from orchestra.plan.standing import SETTLE
@@ -171,9 +171,9 @@ class Controller:
         for node_id, mine in wanted.items():
             if node_id in links:
                 links[node_id].want(mine)
-        self._plan = evolve(plan, blocked=(*plan.blocked, *refused))
+        self._plan = done(plan, refused)
         self._planned = state
-        for action in plan.actions:
+        for action in self._plan.actions:
             self._events.action(action, self._clock())
         self._tell()
         if plan.actions and not refused:

@@ -104,13 +104,19 @@ def pick_vip(network: NetworkRecord, now: float) -> str | None:
     the highest first.
     """
     used = set(network.vips.values())
-    first, *others = _blocks(network.subnet)
+    blocks = iter(_blocks(network.subnet))
+    first = next(blocks)
+    within = range(2, first.num_addresses - 1)
+    found = _first_free(first, within, used, network.released, now)
+    if found is not None:
+        return found
     taken = set(network.blocks.values())
-    for block in (first, *(b for b in reversed(others) if str(b) not in taken)):
-        offsets = range(2 if block is first else 0, block.num_addresses - (block is first))
-        found = _first_free(block, offsets, used, network.released, now)
-        if found is not None:
-            return found
+    for block in reversed(list(blocks)):
+        if str(block) not in taken:
+            whole = range(block.num_addresses)
+            found = _first_free(block, whole, used, network.released, now)
+            if found is not None:
+                return found
     return None
 
 

@@ -8,7 +8,7 @@ outlive the node that made them; `release` lets tasks into their nodes' assignme
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import assert_never
 
 from attrs import define, evolve, field
@@ -79,6 +79,8 @@ def enact(state: State, plan: Plan, view: View) -> tuple[State, tuple[Blocked, .
                     blocked.append(Blocked(action.slot, str(error), action.stack))
             case _:
                 assert_never(action)
+    if len(blocked) == len(plan.actions):  # nothing came of it: no reason to tell the nodes
+        return state, tuple(blocked)
     out = evolve(
         state,
         generation=draft.generation,
@@ -88,6 +90,17 @@ def enact(state: State, plan: Plan, view: View) -> tuple[State, tuple[Blocked, .
         ports=draft.ports,
     )
     return out, tuple(blocked)
+
+
+def done(plan: Plan, refused: Sequence[Blocked]) -> Plan:
+    """What of a plan was enacted: starts that were refused are blocked."""
+    slots = {(blocked.stack, blocked.slot) for blocked in refused}
+    actions = tuple(
+        action
+        for action in plan.actions
+        if not (isinstance(action, StartTask) and (action.stack, action.slot) in slots)
+    )
+    return evolve(plan, actions=actions, blocked=(*plan.blocked, *refused))
 
 
 def absorb(state: State, view: View) -> State:

@@ -12,7 +12,7 @@ from attrs import evolve
 from orchestra.model.cluster import Action, Plan, RemoveTask
 from orchestra.model.node import Observed, ObservedTask, TaskState
 from orchestra.model.service import DependencyCondition, RestartCondition, ServiceMode
-from orchestra.plan.enact import absorb, enact, release
+from orchestra.plan.enact import absorb, done, enact, release
 from orchestra.plan.reconcile import reconcile
 from orchestra.plan.state import State, TaskRecord, View
 
@@ -32,10 +32,10 @@ def forecast(state: State, view: View, only: str = "") -> Plan:
     for _ in range(_STEPS):
         if not plan.actions:
             break
-        actions += [a for a in plan.actions if not isinstance(a, RemoveTask)]
         state, refused = enact(state, plan, view)
+        plan = done(plan, refused)
+        actions += [a for a in plan.actions if not isinstance(a, RemoveTask)]
         if refused:
-            plan = evolve(plan, blocked=(*plan.blocked, *refused))
             break
         state, view = come_true(state, view)
         plan = reconcile(state, view)

@@ -17,7 +17,7 @@ from plan.build import service, stack
 from orchestra.model.cluster import Progress, SlotPhase, StackPhase
 from orchestra.model.errors import Conflict, Invalid, NotFound, Unavailable
 from orchestra.model.node import Availability, NodeState
-from orchestra.model.service import Dependency, Mount, MountType
+from orchestra.model.service import Dependency, Mount, MountType, Network
 from orchestra.testing.sim.world import World, open_world
 
 DATA = Mount(MountType.VOLUME, "/data", "data")
@@ -28,7 +28,7 @@ Story = Callable[[World], Awaitable[None]]
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Callable[[Story], None]:
+def play(tmp_path: Path) -> Callable[..., None]:
     """Runs a story in a world of three hosts."""
 
     def run(story: Story, nodes: int = 3) -> None:
@@ -41,7 +41,7 @@ def play(tmp_path: Path) -> Callable[[Story], None]:
     return run
 
 
-Play = Callable[[Story], None]
+Play = Callable[..., None]
 
 
 def state_of(world: World, name: str) -> NodeState:
@@ -225,6 +225,22 @@ def test_a_task_that_fails_for_good_fails_the_stack_with_its_exit_code(play: Pla
         assert "job.1 on node-1 failed (exit code 3)" in lines[-1].text
 
     play(story)
+
+
+def test_a_network_without_an_address_left_is_said_to_be_full(play: Play) -> None:
+    async def story(world: World) -> None:
+        value = stack(service("web", replicas=14))
+        small = Network("default", "small", subnet="192.168.9.0/26")
+        assert world.controller is not None
+        await world.controller.apply(evolve(value, networks={"default": small}))
+        lines = [line async for line in world.controller.progress("app")]
+        assert lines[-1].phase is StackPhase.FAILED
+        assert "no address is free for node-1 in network small" in lines[-1].text
+        generation = world.controller.info().generation
+        await trio.sleep(10.0)
+        assert world.controller.info().generation == generation  # nobody is kept busy with it
+
+    play(story, nodes=1)
 
 
 def test_removing_a_stack_takes_its_volumes_only_when_asked(play: Play) -> None:

@@ -35,7 +35,7 @@ def forecast(state: State, view: View, only: str = "") -> Plan:
         state, refused = enact(state, plan, view)
         plan = done(plan, refused)
         actions += [a for a in plan.actions if not isinstance(a, RemoveTask)]
-        if refused:
+        if not plan.actions:
             break
         state, view = come_true(state, view)
         plan = reconcile(state, view)

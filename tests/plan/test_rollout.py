@@ -15,6 +15,7 @@ from orchestra.model.service import (
     Healthcheck,
     Mount,
     MountType,
+    Network,
     Placement,
     Port,
     PortMode,
@@ -367,3 +368,19 @@ def test_a_restart_of_a_completed_job_runs_it_anew() -> None:
     state, view = settle(*cluster(record(MIGRATION)))
     state = wish.restarted(state, state.stacks["app"], ["job"])
     assert "a restart was asked for" in str(reconcile(state, view).actions[0])
+
+
+def test_the_forecast_goes_on_beside_what_is_refused() -> None:
+    need = needs("db", condition=DependencyCondition.HEALTHY)
+    app = stack(
+        service("many", replicas=2),
+        service("db", networks=(), network_mode="none"),
+        service("web", depends_on=need, networks=(), network_mode="none"),
+    )
+    small = Network("default", "small", subnet="192.168.9.0/26")
+    app = evolve(app, networks={"default": small})
+    plan = forecast(*cluster(record(app), nodes=1))
+    started = [a.slot for a in plan.actions if isinstance(a, StartTask)]
+    (blocked,) = plan.blocked
+    assert "no address is free for node-1 in network small" in blocked.because
+    assert set(started) == {"many.1", "many.2", "db.1", "web.1"} - {blocked.slot}

@@ -84,14 +84,15 @@ class Host:
 
     def close(self):
         self.power_cut()
-        for _ in range(50):
-            left = [d for d in CGROUPS.glob(f"**/*{self.name}*") if d.is_dir()]
-            for directory in left:
-                _remove_cgroups(directory)
-            if not left:
-                break
-            time.sleep(0.02)
+        wait_until(self._has_no_cgroups, 20, lambda: f"cgroups of {self.name} stay")
         shutil.rmtree(self.root)
+
+    def _has_no_cgroups(self):
+        """Remove them as far as the processes in them are gone; whether none is left."""
+        left = [d for d in CGROUPS.glob(f"**/*{self.name}*") if d.is_dir()]
+        for directory in left:
+            _remove_cgroups(directory)
+        return not left
 
     # --- HTTP ------------------------------------------------------------------------------
 

@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 PROTOCOL = 1
 QUIET = 0.01  # seconds in which further changes join the one that woke the loop
 TICK = 0.5  # seconds between two looks while something waits for time to pass
+LOOK = 5.0  # seconds between two looks while something lacks that news will bring
 AGAIN = 1.0  # seconds before something that failed is tried again
 FIRST_CONTACT = 15.0  # seconds that adding a node may take
 FAREWELL = 5.0  # seconds for a node that leaves to take its empty assignment
@@ -176,11 +177,11 @@ class Controller:
         for action in self._plan.actions:
             self._events.action(action, self._clock())
         self._tell()
-        if plan.actions and not refused:
+        if self._plan.actions:
             return 0.0
-        if not self._plan.empty or self._unsettled(view):
+        if self._unsettled(view) or any(waiting.until for waiting in self._plan.waiting):
             return TICK
-        return float("inf")
+        return float("inf") if self._plan.empty else LOOK
 
     def _unsettled(self, view: View) -> bool:
         return any(view.now - since < 2 * SETTLE for since in view.serving_since.values())

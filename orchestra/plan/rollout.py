@@ -229,12 +229,11 @@ class Rollout:
         elif now is Standing.SERVING:
             monitor = self.service.update.monitor if self.service.update else MONITOR
             pause = self.service.update.delay if self.service.update else 0.0
-            if others and not settled(current, self.board.view, monitor):
-                self.places.wait(
-                    slot, f"it is watched for {monitor:g} s before its predecessor stops"
-                )
-                return True
             since = self.board.view.serving_since.get(current.task.id, self.board.view.now)
+            if others and not settled(current, self.board.view, monitor):
+                why = f"it is watched for {monitor:g} s before its predecessor stops"
+                self.places.wait(slot, why, since + monitor)
+                return True
             if others and pause and self.board.view.now - since < pause:
                 self.places.wait(slot, "update_config.delay", since + pause)
                 return True

@@ -34,11 +34,28 @@ def test_the_session_is_a_controller(up: LabUser) -> None:
     before = containers(up)
     assert "nothing to do" in up("up").stdout
     # The session may die at any time: the next command starts another on the same store.
-    (pid,) = (up.scratch / "run" / "orchestra").glob("*.pid")
-    os.kill(int(pid.read_text()), signal.SIGKILL)
+    kill_session(up)
     up.wait("the nodes", lambda: set(up.states().values()) == {"ready"})
     assert containers(up) == before
     assert "nothing to do" in up("up").stdout
+
+
+def kill_session(user: LabUser) -> None:
+    (pid,) = (user.scratch / "run" / "orchestra").glob("*.pid")
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+
+
+def test_an_inventory_edited_by_hand_counts_from_the_next_session_on(lab: LabUser) -> None:
+    (cluster,) = lab.json("cluster", "ls")
+    path = Path(cluster["inventory"])
+    before = path.read_text()
+    path.write_text(before.replace("- name: node2\n", "- name: node2\n  labels: {by: hand}\n"))
+    kill_session(lab)
+    rows = {row["name"]: row["labels"] for row in lab.json("node", "ls")}
+    assert rows == {"node1": {}, "node2": {"by": "hand"}}
+    path.write_text(before)
+    kill_session(lab)
+    lab.wait("the nodes", lambda: set(lab.states().values()) == {"ready"})
 
 
 def test_up_without_a_controller_says_that_nobody_heals(lab: LabUser) -> None:

@@ -107,8 +107,9 @@ def test_a_user_with_sudo_and_a_jump_host(user: LabUser) -> None:
     user.on("node2", "echo 'admin ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/admin")
     target = f"admin@{user.address('node2')}"
     jump = ("--jump", f"root@{user.address('node3')}")
-    words = ("node", "add", "node2", target, *trusted(user), *jump)
-    assert "node2: added" in user.inside(*words).stdout
+    words = ("node", "add", "node2", target, *trusted(user), *jump, "--underlay", "eth0")
+    said = user.inside(*words).stdout
+    assert "node2: added" in said and f"underlay {user.address('node2')}" in said
     # The controller too comes through the jump host, and to root's socket through sudo.
     (row,) = json.loads(user.inside("node", "ls", "--format", "json").stdout)
     assert row["state"] == "ready"

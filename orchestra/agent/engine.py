@@ -44,6 +44,7 @@ from orchestra.api.engine import (
     LogOptions,
     NetworkWish,
     PathStat,
+    UpdateWish,
     Usage,
 )
 from orchestra.image.compression import decompress
@@ -156,6 +157,17 @@ class Engine:
 
     async def unpause(self, ref: str) -> None:
         await self._lifecycle.unpause(self._containers.find(ref))
+        await self._containers.persist()
+
+    async def update(self, ref: str, wish: UpdateWish) -> None:
+        live = self._containers.find(ref)
+        if live.container.task:
+            raise Conflict(
+                f"container {live.container.name} is a stack's: change the compose file, and "
+                "`orchestra up`"
+            )
+        request = {**live.container.request, "HostConfig": wish.host_config}
+        await self._lifecycle.update(live, wish.limits, wish.restart, request)
         await self._containers.persist()
 
     async def rename(self, ref: str, name: str) -> None:

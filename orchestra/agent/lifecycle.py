@@ -14,11 +14,12 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any
 
 import trio
+from attrs import evolve
 
 from orchestra.agent.containers import Containers, Live
 from orchestra.agent.etc import etc_files
@@ -26,9 +27,10 @@ from orchestra.agent.events import Events
 from orchestra.agent.health import watch_health
 from orchestra.agent.plumbing import Plumbing, host_resolvers
 from orchestra.agent.signals import signal_number
-from orchestra.model.container import ContainerStatus
+from orchestra.model.container import ContainerStatus, Limits
 from orchestra.model.errors import Conflict, Failed, OrchestraError, StartFailed
 from orchestra.model.paths import NodePaths
+from orchestra.model.service import RestartPolicy
 from orchestra.plan.health import at_start
 from orchestra.plan.restart import Restart, Restarts, next_start, starts_at_boot
 from orchestra.runtime.runtime import Exited, Runtime
@@ -357,6 +359,18 @@ class Lifecycle:
         old = live.container.name
         self._containers.rename(live, name)
         self.tell(live, "rename", oldName=f"/{old}")
+
+    async def update(
+        self, live: Live, limits: Limits, restart: RestartPolicy, request: Mapping[str, Any]
+    ) -> None:
+        """Give a container other limits and another policy, running or not. Invalid, Conflict."""
+        async with live.lock:
+            if live.container.status is ContainerStatus.REMOVING:
+                raise Conflict("container is marked for removal and cannot be updated")
+            self._runtime.update(live.id, limits)
+            spec = evolve(live.container.spec, limits=limits, restart=restart)
+            self._containers.store(live, spec=spec, request=request)
+            self.tell(live, "update")
 
     # --- removal ---------------------------------------------------------------------------
 

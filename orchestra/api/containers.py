@@ -12,7 +12,7 @@ from attrs import frozen
 from orchestra.api import render, render_stats, select
 from orchestra.api.answers import answer, nothing, stream
 from orchestra.api.call import Call
-from orchestra.api.create import create_request, exec_spec
+from orchestra.api.create import create_request, exec_spec, update_wish
 from orchestra.api.engine import Engine, LogLine, LogOptions, Waiter
 from orchestra.api.hijacked import conversation, key_sequence
 from orchestra.api.table import Table
@@ -52,6 +52,7 @@ class ContainerRoutes:
             ("POST", "/containers/{name}/pause", self.pause),
             ("POST", "/containers/{name}/unpause", self.unpause),
             ("POST", "/containers/{name}/rename", self.rename),
+            ("POST", "/containers/{name}/update", self.update),
             ("POST", "/containers/{name}/wait", self.wait),
             ("POST", "/containers/{name}/attach", self.attach),
             ("POST", "/containers/{name}/resize", self.resize),
@@ -160,6 +161,12 @@ class ContainerRoutes:
             raise Invalid("Neither old nor new names may be empty")
         await self.engine.rename(call.name, name.removeprefix("/"))
         return nothing()
+
+    async def update(self, call: Call) -> Response:
+        container = self.engine.container(call.name)
+        wish, warnings = update_wish(await call.object(), container)
+        await self.engine.update(container.id, wish)
+        return answer({"Warnings": warnings or None})
 
     async def remove(self, call: Call) -> Response:
         if call.flag("link"):

@@ -11,8 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from orchestra.api.engine import CreateRequest, EndpointWish, NetworkWish
-from orchestra.model.container import ContainerSpec, ExecSpec, Limits
+from attrs import asdict, evolve
+
+from orchestra.api.engine import CreateRequest, EndpointWish, NetworkWish, UpdateWish
+from orchestra.model.container import Container, ContainerSpec, ExecSpec, Limits
 from orchestra.model.errors import Invalid
 from orchestra.model.service import (
     Healthcheck,
@@ -163,6 +165,37 @@ def exec_spec(body: Mapping[str, Any]) -> ExecSpec:
         console_size=_console(body.get("ConsoleSize")),
         detach_keys=_text(body, "DetachKeys"),
     )
+
+
+def update_wish(body: Mapping[str, Any], container: Container) -> tuple[UpdateWish, list[str]]:
+    """Parse an update of a container: what is not set stays. Returns it with warnings."""
+    for field, _, remedy in REFUSED:
+        if _is_set(body.get(field)):
+            raise Invalid(f"{field} {body[field]!r} cannot be updated: {remedy}")
+    warnings = [f"{f} is not applied" for f in WARNED if _is_set(body.get(f))]
+    spec = container.spec
+    said = {f: v for f, v in asdict(_limits(body)).items() if v not in (None, "")}
+    if "cpus" in said:
+        said |= {"cpu_period": None, "cpu_quota": None}
+    elif {"cpu_period", "cpu_quota"} & said.keys():
+        said["cpus"] = None
+    limits = evolve(spec.limits, **said)
+    if limits.memory and limits.memory_swap and 0 < limits.memory_swap < limits.memory:
+        raise Invalid(
+            "Memory limit should be smaller than already set memoryswap limit, update the "
+            "memoryswap at the same time"
+        )
+    restart = spec.restart
+    policy = _object(body, "RestartPolicy")
+    if _text(policy, "Name"):
+        restart = _restart(policy)
+        if spec.auto_remove and restart.condition is not RestartCondition.NONE:
+            raise Invalid("Restart policy cannot be updated because AutoRemove is enabled")
+    host = {**(container.request.get("HostConfig") or {})}
+    host |= {k: v for k, v in body.items() if k != "RestartPolicy" and _is_set(v)}
+    if _text(policy, "Name"):
+        host["RestartPolicy"] = dict(policy)
+    return UpdateWish(limits, restart, host), warnings
 
 
 def network_wish(body: Mapping[str, Any]) -> tuple[str, NetworkWish]:

@@ -22,11 +22,13 @@ from orchestra.model.container import (
     Exec,
     ExecSpec,
     Image,
+    Limits,
     LocalVolume,
 )
 from orchestra.model.event import Event
 from orchestra.model.local_network import LocalNetwork
 from orchestra.model.node import NodeFacts, Observed
+from orchestra.model.service import RestartPolicy
 
 
 @frozen
@@ -53,6 +55,15 @@ class EndpointWish:
     aliases: tuple[str, ...] = ()
     address: str = ""
     mac: str = ""
+
+
+@frozen
+class UpdateWish:
+    """What a container's limits and policy shall be, whole; `host_config` is kept for inspect."""
+
+    limits: Limits
+    restart: RestartPolicy
+    host_config: Mapping[str, Any]
 
 
 @frozen
@@ -189,6 +200,7 @@ class Engine(Protocol):
     async def pause(self, ref: str) -> None: ...
     async def unpause(self, ref: str) -> None: ...
     async def rename(self, ref: str, name: str) -> None: ...
+    async def update(self, ref: str, wish: UpdateWish) -> None: ...
     async def remove(self, ref: str, force: bool = False, volumes: bool = False) -> None: ...
     def wait(self, ref: str, condition: str) -> Waiter:
         """condition: not-running, next-exit, removed."""

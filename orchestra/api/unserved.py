@@ -20,7 +20,6 @@ BUILD = (
 
 ROUTES: tuple[tuple[str, str, str], ...] = (
     ("GET", "/containers/{name}/attach/ws", "attach over the hijacked connection instead"),
-    ("POST", "/containers/{name}/update", "create the container anew with other limits"),
     ("POST", "/commit", BUILD),
     ("POST", "/build", BUILD),
     ("POST", "/build/prune", BUILD),

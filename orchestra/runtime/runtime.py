@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 
 import trio
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from orchestra.linux.cgroups import (
     CgroupStats,
@@ -28,7 +28,7 @@ from orchestra.linux.cgroups import (
 )
 from orchestra.linux.syscalls import pidfd_send_signal
 from orchestra.model.codec import from_json, to_json
-from orchestra.model.container import ContainerSpec, ExecSpec
+from orchestra.model.container import ContainerSpec, ExecSpec, Limits
 from orchestra.model.errors import Conflict, Failed, Invalid, NotFound, StartFailed
 from orchestra.model.paths import NodePaths
 from orchestra.runtime import bundle
@@ -307,6 +307,21 @@ class Runtime:
             return {"cgroup": os.open(group.directories()[0], flags)}
         return {}
 
+    def update(self, container_id: str, limits: Limits) -> None:
+        """Give it other limits, from now on and for its next runs. Invalid where the kernel does
+        not take one, named; then the old ones stay.
+        """
+        definition = self._definition(container_id)
+        if container_id in self._living.containers:
+            group, old = self._group(container_id), definition.spec.limits
+            try:
+                _change_limits(group, old, limits)
+            except LimitRefused as error:
+                _change_limits(group, limits, old)
+                raise Invalid(f"cannot set {error.filename}: {error.strerror}") from None
+        spec = evolve(definition.spec, limits=limits)
+        self._write_down(container_id, evolve(definition, spec=spec))
+
     async def kill(self, container_id: str, signal: int) -> None:
         """Signal its first process. Conflict where it does not run."""
         live = self._need(container_id)
@@ -513,6 +528,19 @@ async def _gated(meanwhile: Meanwhile, ask: Callable[[], Awaitable[T]], fds: dic
     if failures:
         raise failures[0]
     return answers[0]
+
+
+def _change_limits(group: Group, old: Limits, new: Limits) -> None:
+    """Write limits over others. v1 wants memory below memory + swap at every moment: where the new
+    memory is above the old sum, the sum has to go first."""
+    try:
+        group.limit(bundle.cgroup_limits(new))
+    except LimitRefused:
+        if not old.memory or not new.memory:
+            raise
+        first = evolve(old, memory_swap=new.memory_swap or 2 * new.memory)
+        group.limit(bundle.cgroup_limits(first))
+        group.limit(bundle.cgroup_limits(new))
 
 
 def _make_run_directory(run: str, *, tty: bool) -> None:

@@ -416,3 +416,24 @@ def test_what_is_not_used_is_pruned_and_counted(host):
     assert "unused" in done["VolumesDeleted"] and "data4" not in done["VolumesDeleted"]
     assert host.docker("image", "prune", "-f").returncode == 0
     assert host.docker("network", "prune", "-f").returncode == 0
+
+
+def test_limits_and_policy_of_a_running_container_are_updated_and_last(host):
+    host.run_container("sleep", "600", name="grown", host={"Memory": 16 << 20})
+    words = ("--memory", "64m", "--memory-swap", "96m", "--pids-limit", "33", "--restart", "always")
+    done = host.docker("update", *words, "grown")
+    assert done.returncode == 0, done.stderr
+    value = host.ok("GET", "/containers/grown/stats?stream=0&one-shot=1")
+    assert value["memory_stats"]["limit"] == 64 << 20 and value["pids_stats"]["limit"] == 33
+    done = host.docker("update", "--memory", "32m", "--memory-swap", "32m", "grown")
+    assert done.returncode == 0, done.stderr
+    before = host.state_of("grown")["Pid"]
+    subprocess.run(host.enter("kill", "-9", str(host.pid_of("sleep 600"))), check=True)
+    wait_until(lambda: host.state_of("grown")["Pid"] not in (0, before), 10)
+    value = host.ok("GET", "/containers/grown/stats?stream=0&one-shot=1")
+    assert value["memory_stats"]["limit"] == 32 << 20 and value["pids_stats"]["limit"] == 33
+    seen = host.inspect("grown")["HostConfig"]
+    assert (seen["Memory"], seen["RestartPolicy"]["Name"]) == (32 << 20, "always")
+    status, body = host.call("POST", "/containers/grown/update", {"CpusetCpus": "9999"})
+    assert status == 400 and "cpuset.cpus" in body["message"]
+    assert host.inspect("grown")["HostConfig"]["CpusetCpus"] == ""

@@ -100,7 +100,8 @@ def test_ping_carries_the_headers_that_clients_negotiate_by() -> None:
         ("GET /containers/json?limit=x", 400, 'invalid value for "limit"'),
         ("POST /containers/x/wait?condition=gone", 400, 'invalid condition: "gone"'),
         ("GET /containers/x/stats", 404, "No such container: x"),
-        ("POST /containers/x/update", 501, "not served: POST /containers/{name}/update"),
+        ("POST /containers/x/update", 404, "No such container: x"),
+        ("POST /commit", 501, "not served: POST /commit"),
         ("POST /build", 501, "not served: POST /build"),
         ("GET /swarm", 503, "This node is not a swarm manager"),
         ("GET /services/x", 503, "This node is not a swarm manager"),
@@ -615,5 +616,30 @@ def test_networks_are_made_listed_and_removed_by_hand() -> None:
         for name in ("bridge", "host"):
             with pytest.raises(Forbidden, match="pre-defined network and cannot be removed"):
                 await client.json("DELETE", f"/networks/{name}")
+
+    run(test)
+
+
+def test_an_update_changes_what_it_names_and_keeps_the_rest() -> None:
+    async def test(toy: Served, client: EngineClient) -> None:
+        host = {"Memory": 64 << 20, "NanoCpus": 500_000_000, "PidsLimit": 50}
+        await create(client, "sleep", name="box", HostConfig=host)
+        value = {"Memory": 32 << 20, "MemorySwap": 32 << 20, "CpuShares": 0, "CpusetCpus": ""}
+        assert await client.json("POST", "/containers/box/update", value=value) == {
+            "Warnings": None
+        }
+        value = {"CpuQuota": 50000, "BlkioWeight": 10, "RestartPolicy": {"Name": "always"}}
+        done = await client.json("POST", "/containers/box/update", value=value)
+        assert done == {"Warnings": ["BlkioWeight is not applied"]}
+        seen = (await client.json("GET", "/containers/box/json"))["HostConfig"]
+        assert (seen["Memory"], seen["MemorySwap"], seen["PidsLimit"]) == (32 << 20, 32 << 20, 50)
+        assert (seen["CpuQuota"], seen["RestartPolicy"]["Name"]) == (50000, "always")
+        for value, message in (
+            ({"Memory": 128 << 20}, "update the memoryswap at the same time"),
+            ({"Devices": [{}]}, "Devices .* cannot be updated"),
+            ({"RestartPolicy": {"Name": "odd"}}, "unknown policy 'odd'"),
+        ):
+            with pytest.raises(Invalid, match=message):
+                await client.json("POST", "/containers/box/update", value=value)
 
     run(test)

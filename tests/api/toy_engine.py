@@ -24,6 +24,7 @@ from orchestra.api.engine import (
     NetworkWish,
     PathStat,
     Traffic,
+    UpdateWish,
     Usage,
 )
 from orchestra.model.assignment import AssignedNetwork
@@ -397,6 +398,12 @@ class ToyEngine:
 
     async def rename(self, ref: str, name: str) -> None:
         self._change(self.container(ref).id, name=name)
+
+    async def update(self, ref: str, wish: UpdateWish) -> None:
+        container = self.container(ref)
+        spec = attrs.evolve(container.spec, limits=wish.limits, restart=wish.restart)
+        request = {**container.request, "HostConfig": wish.host_config}
+        self._change(container.id, spec=spec, request=request)
 
     async def remove(self, ref: str, force: bool = False, volumes: bool = False) -> None:
         container = self.container(ref)

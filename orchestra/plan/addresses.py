@@ -93,8 +93,16 @@ def pick_task_address(
     block: str, used: Collection[str], released: Mapping[str, float], now: float
 ) -> str | None:
     """Return a free address for a task in a node's block; None where all are used or resting."""
-    net = Net(block)
-    return _first_free(net, range(2, net.num_addresses * 3 // 4), used, released, now)
+    return _first_free(Net(block), _for_tasks(block), used, released, now)
+
+
+def capacity(block: str) -> int:
+    """How many tasks a node can have in a network at once."""
+    return len(_for_tasks(block))
+
+
+def _for_tasks(block: str) -> range:
+    return range(2, Net(block).num_addresses * 3 // 4)
 
 
 def pick_vip(network: NetworkRecord, now: float) -> str | None:

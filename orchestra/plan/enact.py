@@ -295,8 +295,10 @@ class _Draft:
         picked = address or addresses.pick_task_address(block, used, known.released, self.view.now)
         if picked is None:
             raise Conflict(
-                f"no address is free for {node.name} in network {network.name} ({block}); "
-                "addresses rest for a minute after their use"
+                f"no address is free for {node.name} in network {network.name} ({block}): "
+                f"{addresses.capacity(block)} tasks of it fit on a node, and addresses rest for a "
+                "minute after their use; add nodes, divide the services over several networks, or "
+                "give the network a larger subnet"
             )
         used.add(picked)
         self.networks[network.name] = evolve(

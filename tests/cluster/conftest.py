@@ -23,6 +23,8 @@ from typing import Any, TypeVar
 
 import pytest
 
+from orchestra.testing.lab.hosts import STATE
+
 CACHE = Path(os.environ.get("ORCHESTRA_IMAGE_CACHE", "/var/cache/orchestra"))
 T = TypeVar("T")
 
@@ -76,7 +78,7 @@ class Lab:
 
     def left(self) -> list[str]:
         """The containers and volumes on the nodes' disks."""
-        hosts = Path(f"/var/lib/orchestra-lab/{self.name}/hosts")
+        hosts = Path(f"{STATE}/{self.name}/hosts")
         kinds = ("containers", "volumes")
         return [str(p) for k in kinds for p in hosts.glob(f"*/root/var/lib/orchestra/{k}/*")]
 

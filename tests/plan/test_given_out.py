@@ -79,6 +79,11 @@ def test_a_small_network_runs_out_of_blocks_and_addresses() -> None:
     assert addresses.pick_task_address("10.9.0.16/28", used[1:], {}, 0.0) == "10.9.0.18"
 
 
+def test_a_block_says_how_many_tasks_it_takes() -> None:
+    assert addresses.capacity("10.18.1.0/24") == 190
+    assert addresses.capacity("10.9.0.16/28") == 10
+
+
 def test_an_address_rests_before_it_comes_again() -> None:
     free = addresses.pick_task_address("10.18.1.0/24", [], {"10.18.1.2": 100.0}, 100.0)
     assert free == "10.18.1.3"

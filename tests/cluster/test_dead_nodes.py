@@ -81,7 +81,7 @@ def test_up_goes_on_over_the_death_of_its_controller(app: Stack, lab: Lab) -> No
         assert up.stdout is not None
         while "starting on node" not in up.stdout.readline():
             assert up.poll() is None
-        lab.on("node1", "pkill -9 -P $(cat /run/orchestra/controller.keeper)")
+        lab.on("node1", "pkill -9 -f '^[^ ]*python3[^ ]* -I .*serve-controller'")
         rest = up.stdout.read()
     assert up.returncode == 0, rest
     assert "healthy on node" in rest

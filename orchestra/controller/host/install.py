@@ -29,18 +29,17 @@ from orchestra.controller.host.paths import (
     versions,
     write_durably,
 )
-from orchestra.controller.host.processes import end, keeper, of_role, own
+from orchestra.controller.host.processes import end, loops, of_role, own
 
 KEPT_VERSIONS = 2  # the shim and the resolver may still run from the one before
 PATIENCE = 180.0  # seconds for a role to answer: Python starts slowly on small boards
 ATTEMPTS = 3  # times that a role's process may end before it is given up
 
-KEEPER = """\
+LOOP = """\
 #!/bin/sh
-# Keeps the orchestra {role} running; started at boot on hosts without systemd.
+# Starts the orchestra {role} again whenever it ends; started at boot where no systemd is.
 cd /
 mkdir -p {run}
-echo $$ > {run}/{role}.keeper
 exec </dev/null >{state}/{role}/log 2>&1
 while :; do
     {python} -I "$(readlink -f {state}/{role}/current)" {words}
@@ -189,9 +188,9 @@ def run_version(role: str, version: str, words: str) -> None:
         run("systemctl", "enable", "--quiet", f"orchestra-{role}.service")
         run("systemctl", "restart", f"orchestra-{role}.service")
         return
-    write_durably(f"{directory}/start", KEEPER.format(**values), 0o755)
+    write_durably(f"{directory}/start", LOOP.format(**values), 0o755)
     end(of_role(role))
-    if keeper(role) is None:
+    if not loops(role):
         subprocess.Popen(
             [f"{directory}/start"],
             stdin=subprocess.DEVNULL,

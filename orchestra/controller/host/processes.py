@@ -10,7 +10,7 @@ import select
 import signal
 import time
 
-from orchestra.controller.host.paths import RUN, STATE
+from orchestra.controller.host.paths import STATE
 
 
 def command_line(pid: int) -> list[str]:
@@ -43,14 +43,9 @@ def of_role(role: str) -> list[int]:
     ]
 
 
-def keeper(role: str) -> "int | None":
-    """The pid of what keeps the role running on a host without systemd."""
-    try:
-        with open(f"{RUN}/{role}.keeper") as file:
-            pid = int(file.read())
-    except (FileNotFoundError, ValueError):
-        return None
-    return pid if f"{STATE}/{role}/start" in command_line(pid) else None
+def loops(role: str) -> list[int]:
+    """What starts the role again on a host without systemd: the script that install.py wrote."""
+    return [pid for pid, words in own().items() if f"{STATE}/{role}/start" in words]
 
 
 def end(pids: list[int], patience: float = 10.0) -> None:

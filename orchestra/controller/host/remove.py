@@ -12,7 +12,7 @@ from typing import Any
 from orchestra.controller.host.install import run, unit_path
 from orchestra.controller.host.look import nft
 from orchestra.controller.host.paths import RUN, STATE, Refused
-from orchestra.controller.host.processes import end, keeper, of_role, own
+from orchestra.controller.host.processes import end, loops, of_role, own
 
 FABRIC = "/run/netns/orchestra"
 
@@ -45,13 +45,11 @@ def stop(request: dict[str, Any]) -> dict[str, Any]:
         subprocess.run(["systemctl", "disable", "--now", f"orchestra-{role}"], capture_output=True)
         os.unlink(unit_path(role))
         run("systemctl", "daemon-reload")
-    pid = keeper(role)
-    if pid is not None:
-        end([pid])
+    end(loops(role))
     end(of_role(role))
     if role == "agent":
         end_containers()
-    for kind in ("keeper", "ends", "sock", "lock"):
+    for kind in ("ends", "sock", "lock"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(f"{RUN}/{role}.{kind}")
     shutil.rmtree(f"{STATE}/{role}", ignore_errors=True)

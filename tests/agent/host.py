@@ -89,7 +89,9 @@ class Host:
 
     def _has_no_cgroups(self):
         """Remove them as far as the processes in them are gone; whether none is left."""
-        left = [d for d in CGROUPS.glob(f"**/*{self.name}*") if d.is_dir()]
+        # not `**`: others' groups vanish under a walk
+        names = (f"{self.name}*", f"*/{self.name}*")
+        left = [d for name in names for d in CGROUPS.glob(name) if d.is_dir()]
         for directory in left:
             _remove_cgroups(directory)
         return not left

@@ -6,11 +6,12 @@ PY      := $(VENV)/bin/python
 CACHE   ?= /var/cache/orchestra
 SECONDS ?= 3600
 ONLY    ?=
+SEEDS   ?= 200
 
 # Clients, peers and tracers that tests and benchmarks use; orchestra itself needs none of them.
 PEERS   := runc crun docker.io skopeo umoci strace conntrack zsh fish
 
-.PHONY: demo demo-down test check bench soak install peers-installed
+.PHONY: demo demo-down test check bench soak sim install peers-installed
 
 $(VENV)/.installed: pyproject.toml tools/packages.sh
 	@sh tools/packages.sh
@@ -40,6 +41,9 @@ check: install
 
 bench: peers-installed
 	@ONLY=$(ONLY) $(PY) -m bench
+
+sim: install
+	@$(PY) -m orchestra.testing.sim --seeds $(SEEDS)
 
 soak: install
 	@$(PY) tests/soak/soak.py --seconds $(SECONDS)

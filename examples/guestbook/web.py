@@ -6,8 +6,10 @@ standard library is used; redis is spoken to in its own line protocol.
 
 import hashlib
 import os
+import signal
 import socket
 import sys
+import threading
 import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -24,6 +26,7 @@ def redis(*words: str) -> str:
 
 class Page(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    timeout = 5  # seconds that a connection may be idle
 
     def do_GET(self) -> None:
         try:
@@ -58,7 +61,7 @@ class Page(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    daemon_threads = True
+    daemon_threads = False  # closing waits for the answers under way
     request_queue_size = 128
 
 
@@ -66,5 +69,8 @@ if __name__ == "__main__":
     if "--check" in sys.argv:
         urllib.request.urlopen(f"http://127.0.0.1:{PORT}/healthz", timeout=4).read()
     else:
+        server = Server(("", PORT), Page)
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
         print(f"{socket.gethostname()} serves on port {PORT}", flush=True)
-        Server(("", PORT), Page).serve_forever()
+        server.serve_forever()
+        server.server_close()

@@ -44,11 +44,11 @@ def register(subparsers: Any) -> None:
 def run_up(args: argparse.Namespace) -> int:
     import time
 
-    from orchestra.testing.lab import hosts
+    from orchestra.testing.lab import hosts, making
 
     started = time.monotonic()
     if args.bare:
-        lab = hosts.create(args.name, args.nodes)
+        lab = making.create(args.name, args.nodes)
         hosts.over_all(lab, hosts.boot)
     else:
         from orchestra.testing.lab import cluster

@@ -15,6 +15,7 @@ from orchestra.cli.context import Context
 from orchestra.model.errors import Failed, NotFound, OrchestraError
 from orchestra.model.node import InventoryNode, NodeState
 from orchestra.testing.lab import hosts as lab_hosts
+from orchestra.testing.lab import making
 from orchestra.testing.lab.hosts import Lab, LabHost
 
 PATIENCE = 60.0  # seconds for all nodes to become ready
@@ -28,11 +29,11 @@ def up(name: str, count: int, *, controller: bool = True) -> Lab:
     switched on where it is off, and its nodes are brought up to date.
     """
     existing = _existing(name, count)
-    lab = existing or lab_hosts.create(name, count)
+    lab = existing or making.create(name, count)
     try:
         off = [host for host in lab.hosts if lab_hosts.pid(lab, host) is None]
         lab_hosts.over_all(Lab(lab.name, tuple(off)), lambda _, host: lab_hosts.boot(lab, host))
-        cluster = evolve_context(lab)
+        cluster = context_of(lab)
         hosts.add_all(cluster, [as_node(lab, host) for host in lab.hosts])
         if controller:
             cluster = hosts.install_controller(cluster, lab.hosts[0].name)
@@ -54,7 +55,7 @@ def _existing(name: str, count: int) -> Lab | None:
     return lab if len(lab.hosts) == count else None
 
 
-def evolve_context(lab: Lab) -> Context:
+def context_of(lab: Lab) -> Context:
     """The lab's cluster as the user knows it already, or a new one."""
     if lab.name in context.names():
         known = context.load(lab.name)
@@ -101,7 +102,7 @@ def down(name: str) -> bool:
             session.stop(known)
             context.forget(name)
             there = True
-    if lab_hosts.destroy(name):
+    if making.destroy(name):
         there = True
     print(f"lab {name}: {'gone' if there else 'was not there'}", file=sys.stderr)
     return there

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -367,5 +369,61 @@ def test_a_user_without_rights_reaches_the_socket_through_sudo(
                     assert await stream.receive_some() == b"by sudo"
             finally:
                 rule.unlink()
+
+    run(main)
+
+
+def test_a_host_that_takes_no_connection_is_given_up_after_the_patience(sshd: Sshd) -> None:
+    async def main() -> None:
+        before = fds()
+        with socket.socket() as full, ExitStack() as waiting:
+            full.bind(("127.0.0.1", 0))
+            full.listen(0)  # room for one; the kernel drops what comes after (listen(2))
+            port = full.getsockname()[1]
+            for _ in range(4):
+                client = waiting.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(("127.0.0.1", port))
+            with pytest.raises(Unreachable, match=r"no answer within 0\.5 s: is the host up"):
+                async with connect(sshd.target(port=port), patience=0.5):
+                    pass
+        assert fds() == before
+
+    run(main)
+
+
+def test_a_listener_that_says_nothing_is_given_up_after_the_login_limit(
+    sshd: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ssh, "LOGIN_TIMEOUT", 0.5)
+
+    async def main() -> None:
+        before = fds()
+        with socket.socket() as mute:
+            mute.bind(("127.0.0.1", 0))
+            mute.listen(5)
+            with pytest.raises(Unreachable, match="cannot reach root@127"):
+                async with connect(sshd.target(port=mute.getsockname()[1])):
+                    pass
+        await trio.testing.wait_all_tasks_blocked()
+        assert fds() == before
+
+    run(main)
+
+
+def test_a_name_is_tried_at_all_its_addresses(sshd: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Resolver(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, host: object, port: object, *_: object) -> list[object]:
+            kind = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
+            dead = (socket.AF_INET6, *kind, ("::1", sshd.port, 0, 0))
+            return [dead, (socket.AF_INET, *kind, ("127.0.0.1", sshd.port))]
+
+        async def getnameinfo(self, sockaddr: object, flags: int) -> tuple[str, str]:
+            raise NotImplementedError
+
+    async def main() -> None:
+        trio.socket.set_custom_hostname_resolver(Resolver())
+        async with connect(sshd.target(host="two.example")) as connection:
+            assert (await connection.run("echo here")).stdout == b"here\n"
 
     run(main)

@@ -366,4 +366,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    for ending in (signal.SIGINT, signal.SIGTERM):  # also where a shell had SIGINT ignored
+        signal.signal(ending, signal.default_int_handler)
     sys.exit(main())

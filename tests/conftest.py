@@ -1,4 +1,4 @@
-"""How the suite is divided: a folder is one worker's, so that its labs and fixtures are made once."""
+"""How the suite is divided: a folder is one worker's, so that its labs and fixtures exist once."""
 
 from pathlib import Path
 

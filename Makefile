@@ -32,7 +32,7 @@ peers-installed: install
 	@sh tools/packages.sh $(PEERS)
 
 test: peers-installed
-	@$(PY) -m pytest -q -n 2 --dist loadgroup
+	@$(PY) -m pytest -q
 
 check: install
 	@$(VENV)/bin/ruff check orchestra tests bench examples

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import zlib
+from contextlib import suppress
 
 from attrs import asdict, evolve, field, frozen
 
@@ -96,6 +97,9 @@ def forget(name: str) -> None:
     shutil.rmtree(load(name).directory)
     if current() == name:
         os.unlink(f"{root()}/current")
+    with suppress(OSError):  # the last one leaves nothing; else they are not empty
+        os.rmdir(f"{root()}/clusters")
+        os.rmdir(root())
 
 
 def fresh(name: str) -> Context:

@@ -9,7 +9,7 @@ ONLY    ?=
 SEEDS   ?= 200
 
 # Clients, peers and tracers that tests and benchmarks use; orchestra itself needs none of them.
-PEERS   := runc crun docker.io skopeo umoci strace conntrack zsh fish
+PEERS   := runc crun docker.io docker-registry skopeo umoci strace conntrack zsh fish
 
 .PHONY: demo demo-down test check bench soak sim install peers-installed
 

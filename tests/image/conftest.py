@@ -45,7 +45,7 @@ def debian(tmp_path: Path) -> Iterator[str]:
     """Debian's docker-registry on a loopback port; its host."""
     program = shutil.which("docker-registry")
     if program is None:
-        pytest.skip("docker-registry is not installed (apt-get install docker-registry)")
+        pytest.fail("docker-registry is not installed: `make test` does that")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         host = f"127.0.0.1:{free.getsockname()[1]}"

@@ -139,7 +139,7 @@ def test_a_layer_that_is_packed_again_is_the_same_byte_for_byte(tmp_path: Path) 
 def tool(name: str) -> str:
     path = shutil.which(name)
     if path is None:
-        pytest.skip(f"{name} is not installed (apt-get install {name})")
+        pytest.fail(f"{name} is not installed: `make test` does that (apt-get install {name})")
     return path
 
 

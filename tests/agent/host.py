@@ -261,3 +261,15 @@ def _remove_cgroups(directory):
     for inner, _, _ in os.walk(directory, topdown=False):
         with contextlib.suppress(OSError):
             os.rmdir(inner)
+
+
+@contextlib.contextmanager
+def running_host():
+    """A host whose agent answers and has busybox; closed whatever happens."""
+    host = Host()
+    try:
+        host.start()
+        host.load_busybox()
+        yield host
+    finally:
+        host.close()

@@ -9,25 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .host import Host, wait_until
+from .host import wait_until
 
-
-@pytest.fixture(scope="module")
-def host():
-    host = Host()
-    try:
-        host.start()
-        host.load_busybox()
-        yield host
-    finally:
-        host.close()
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays(host):
-    yield
-    for row in host.ok("GET", "/containers/json?all=1"):
-        host.call("DELETE", f"/containers/{row['Id']}?force=1&v=1")
+pytestmark = pytest.mark.usefixtures("nothing_stays")
 
 
 @pytest.fixture(params=["running", "created", "exited"])

@@ -24,18 +24,14 @@ from orchestra.model.assignment import (
 from orchestra.model.container import ContainerSpec, Endpoint
 from orchestra.model.service import Mount, MountType, RestartCondition, RestartPolicy
 
-from .host import AGENT, Host, wait_until
+from .host import AGENT, running_host, wait_until
 
 
 @pytest.fixture
 def host():
-    host = Host()
-    try:
-        host.start()
-        host.load_busybox()
+    """One for each test: they kill it."""
+    with running_host() as host:
         yield host
-    finally:
-        host.close()
 
 
 def put(host, assignment):
